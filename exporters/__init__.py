@@ -1,0 +1,1 @@
+"""What leaves the process: telemetry, alerts, reports."""

@@ -1,0 +1,154 @@
+"""``sidecar check-config``: every mistake, or what would be served."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sidecar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from sidecar.config import GatewayConfig, ModelConfig, SidecarConfig
+
+_LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
+
+
+def run(path: Path, *, as_json: bool) -> int:
+    """Check a configuration; return the exit code.
+
+    Raises:
+        ConfigError: it is wrong, and text was asked for.
+    """
+    from sidecar.config import load
+
+    try:
+        config = load(path)
+    except ConfigError as error:
+        if not as_json:
+            raise
+        problems = [dataclasses.asdict(problem) for problem in error.problems]
+        print(json.dumps({"source": str(path), "valid": False, "problems": problems}, indent=2))
+        return 2
+    if as_json:
+        report = {"source": str(path), "valid": True, "problems": [], "notes": notes(config)}
+        report["config"] = config.model_dump(mode="json")  # pydantic masks secrets
+        print(json.dumps(report, indent=2))
+        return 0
+    from rich.console import Console
+
+    # Wider than any line: a path or an address is never broken, so that it can be copied.
+    Console(highlight=False, width=10_000).print(_summary(path, config))
+    return 0
+
+
+def notes(config: SidecarConfig) -> list[str]:
+    """What is allowed but is often not meant."""
+    gateway = config.gateway
+    found = [note for model in config.models for note in _model_notes(model)]
+    least_s = gateway.drain.delay_s + gateway.grpc.max_connection_age_s
+    if gateway.drain.timeout_s < least_s:
+        found.append(
+            f"gateway.drain.timeout_s ({gateway.drain.timeout_s:g}) is shorter than delay_s + "
+            f"max_connection_age_s ({least_s:g}): long-lived connections may see failed requests "
+            "at shutdown"
+        )
+    admin = gateway.admin
+    is_guarded = admin.token is not None or admin.token_file is not None
+    exposed = [address for address in _listeners(gateway).values() if not _is_local(address)]
+    if exposed and not is_guarded and admin.address is None:
+        found.append(
+            f"everybody who reaches {', '.join(exposed)} can load and unload models: set "
+            "gateway.admin.token_file, or give these calls a listener of their own "
+            "(gateway.admin.address)"
+        )
+    if is_guarded and gateway.grpc.tls is None and not _is_local(gateway.grpc.address):
+        found.append("the admin token travels unencrypted: gateway.grpc.tls is not set")
+    if gateway.shared_memory.enabled and gateway.shared_memory.access == "map":
+        found.append(
+            "gateway.shared_memory.access is map: a client that truncates its region ends the "
+            "process"
+        )
+    return found
+
+
+def _model_notes(model: ModelConfig) -> list[str]:
+    found = []
+    size = model.batching.max_size
+    for variant in model.variants:
+        limit = getattr(variant.runtime, "max_batch_size", None)
+        if size > 1 and limit is not None and limit < size and "serving" in variant.roles:
+            what = f"at most {limit} rows" if limit else "no batches"
+            found.append(
+                f"{model.name}: batching.max_size is {size}, but {variant.key} takes {what}"
+            )
+    if any("fallback" in variant.roles for variant in model.variants) and (
+        model.fallback.after_ms is None
+    ):
+        found.append(
+            f"{model.name}: the fallback answers when serving fails, not when it is slow "
+            "(fallback.after_ms is not set)"
+        )
+    return found
+
+
+def _is_local(address: str) -> bool:
+    return address.startswith(_LOOPBACK)
+
+
+def _listeners(gateway: GatewayConfig) -> dict[str, str]:
+    named = {
+        "gRPC": gateway.grpc.address,
+        "HTTP": gateway.http.address if gateway.http else None,
+        "health (gRPC, plaintext)": gateway.health,
+        "admin (gRPC)": gateway.admin.address,
+    }
+    return {name: address for name, address in named.items() if address is not None}
+
+
+def _summary(path: Path, config: SidecarConfig) -> Tree:
+    from rich.markup import escape
+    from rich.tree import Tree
+
+    root = Tree(f"[green]{escape(str(path))} is fine")
+    models = root.add("[bold]models")
+    for model in config.models:
+        branch = models.add(f"{model.name}  [dim]{escape(_model_line(model))}")
+        for variant in model.variants:
+            runtime = variant.runtime
+            place = runtime.address if runtime.kind == "remote" else f"{runtime.path}"
+            device = "" if runtime.kind == "remote" else f" on {runtime.device}"
+            roles = ", ".join(variant.roles)
+            branch.add(
+                f"{escape(variant.key)}  [cyan]{roles}[/]  {runtime.kind}{device}  {escape(place)}"
+            )
+    listeners = root.add("[bold]listeners")
+    gateway = config.gateway
+    secured = {"gRPC": gateway.grpc.tls, "HTTP": gateway.http.tls if gateway.http else None}
+    for name, address in _listeners(gateway).items():
+        tls = secured.get(name)
+        mode = "" if name not in secured else "  plaintext" if tls is None else "  TLS"
+        mode += ", client certificates" if tls is not None and tls.client_ca else ""
+        listeners.add(f"{name}  {escape(address)}[dim]{mode}")
+    noun = "process" if gateway.workers == 1 else "processes"
+    root.add(f"[bold]workers[/]  {gateway.workers} {noun}")
+    remarks = notes(config)
+    if remarks:
+        branch = root.add("[bold yellow]notes")
+        for note in remarks:
+            branch.add(escape(note))
+    return root
+
+
+def _model_line(model: ModelConfig) -> str:
+    serving: list[Any] = [v.version for v in model.variants if "serving" in v.roles]
+    facts = [f"default version {model.default_version or serving[-1]}"]
+    if model.batching.max_size > 1:
+        batching = model.batching
+        facts.append(f"batches of up to {batching.max_size}, {batching.max_delay_ms:g} ms")
+    if model.cache:
+        facts.append("cached")
+    return ", ".join(facts)

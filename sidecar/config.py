@@ -1,0 +1,399 @@
+"""The configuration: one typed, frozen tree; the only module that reads the environment.
+
+``load`` reads YAML and reports every mistake at once, each with its path. Its JSON Schema
+(``sidecar schema``) is what an editor, or the Helm chart, checks against.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from sidecar import config_checks, config_messages, config_text
+from sidecar.config_runtime import (
+    Address,
+    AnyPath,
+    ExistingPath,
+    RuntimeConfig,
+    Settings,
+    TensorConfig,
+)
+from sidecar.errors import ConfigError, Problem
+
+Role = Literal["serving", "reference", "mirror", "previous", "fallback"]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Name = Annotated[str, Field(pattern=_NAME, max_length=200)]
+
+_ENV = re.compile(r"^\$\{([A-Za-z_][A-Za-z0-9_]*)\}$")
+
+
+def _from_environment(value: Any) -> Any:
+    """Secrets only: ``${NAME}`` is read from the environment, and a missing one is a mistake."""
+    if isinstance(value, str) and (match := _ENV.match(value)):
+        name = match.group(1)
+        value = os.environ.get(name)
+        if not value:
+            state = "is not set" if value is None else "is empty"
+            message = f"the environment variable {name} {state}"
+            raise ValueError(message)
+    return value
+
+
+def _version_from_number(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
+Secret = Annotated[SecretStr, BeforeValidator(_from_environment), Field(min_length=1)]
+# `version: 2` without quotes is what everybody writes first; 1.0 is refused, for 1.10 would be 1.1.
+Version = Annotated[
+    str,
+    Field(pattern=_NAME, max_length=200),
+    BeforeValidator(
+        _version_from_number, json_schema_input_type=Annotated[str, Field(pattern=_NAME)] | int
+    ),
+]
+
+
+class BatchingConfig(Settings):
+    """Joining requests: worth it where a batch costs less than its parts; off by default."""
+
+    max_size: int = Field(1, ge=1, le=65536, description="Rows in one execution; 1: off.")
+    max_delay_ms: float = Field(
+        1.0, ge=0, le=10_000, description="How long the first request of a batch may wait."
+    )
+    max_queue: int = Field(1024, ge=1, le=1_000_000, description="Requests waiting; then refused.")
+
+
+class FallbackConfig(Settings):
+    """When the variant with the role `fallback` answers instead of the serving one."""
+
+    after_ms: float | None = Field(
+        None, gt=0, le=3_600_000, description="Serving slower than this counts as failed; off: null"
+    )
+
+
+class VariantConfig(Settings):
+    """One version of the model in one format on one runtime."""
+
+    name: Name = Field(description="Unique within its version: `onnx`, `int8`, …")
+    version: Version = Field(description="The version it is a form of.")
+    roles: tuple[Role, ...] = Field(
+        min_length=1,
+        description="serving: answers clients; fallback: answers when serving fails; reference: "
+        "its answers are the truth; mirror: compared only; previous: the version before.",
+    )
+    runtime: RuntimeConfig = Field(description="What executes it, by `kind`.")
+    inputs: tuple[TensorConfig, ...] | None = Field(
+        None, description="Only where the artifact does not carry them."
+    )
+    outputs: tuple[TensorConfig, ...] | None = Field(None, description="As `inputs`.")
+
+    @property
+    def key(self) -> str:
+        """``version/name``: unique within the model."""
+        return f"{self.version}/{self.name}"
+
+
+class ModelConfig(Settings):
+    """One model: its variants, in order of version (the last is the newest)."""
+
+    name: Name = Field(description="What clients call it.")
+    variants: tuple[VariantConfig, ...] = Field(
+        min_length=1, description="In order of version: the last serving one is the newest."
+    )
+    default_version: Version | None = Field(
+        None, description="Which version answers requests that name none; default: the newest."
+    )
+    batching: BatchingConfig = BatchingConfig()
+    fallback: FallbackConfig = FallbackConfig()
+    cache: bool = Field(False, description="Answer repeated requests from the response cache.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_on_remotes(cls, tree: Any) -> Any:
+        """On another server the model has the same name, unless the config gives its name there.
+
+        Filled in here, since nothing below a variant knows which model it belongs to. The tree may
+        be wrong in any way: what does not look right is left for the checks that follow.
+        """
+        if not isinstance(tree, dict) or not isinstance(tree.get("variants"), list | tuple):
+            return tree
+        return {**tree, "variants": [_named(item, tree.get("name")) for item in tree["variants"]]}
+
+
+def _named(variant: Any, model_name: Any) -> Any:
+    runtime = variant.get("runtime") if isinstance(variant, dict) else None
+    if not isinstance(model_name, str) or not isinstance(runtime, dict):
+        return variant
+    if runtime.get("kind") != "remote" or runtime.get("model_name") is not None:
+        return variant
+    return {**variant, "runtime": {**runtime, "model_name": model_name}}
+
+
+class ServerTlsConfig(Settings):
+    """TLS of a listener; with `client_ca`, clients must present a certificate it signed."""
+
+    certificate: ExistingPath = Field(description="PEM, with the chain.")
+    key: ExistingPath = Field(description="PEM, without a passphrase.")
+    client_ca: ExistingPath | None = Field(None, description="PEM; then clients need one, too.")
+
+
+class GrpcConfig(Settings):
+    """The gRPC listener."""
+
+    address: Address = Field(
+        "127.0.0.1:9000", description="host:port, or unix:path; port 0: any free one."
+    )
+    tls: ServerTlsConfig | None = None
+    max_message_bytes: int = Field(
+        64 * 2**20, ge=4096, le=2**31 - 1, description="gRPC's own default of 4 MiB is too small."
+    )
+    max_connection_age_s: float = Field(
+        30, ge=1, le=86400,
+        description="Connections are renewed, so that clients rebalance and a drain ends.",
+    )  # fmt: skip
+    reflection: bool = Field(True, description="Let clients such as grpcurl ask for the protocol.")
+
+
+class HttpConfig(Settings):
+    """The HTTP listener (the protocol's REST form)."""
+
+    address: Address = Field("127.0.0.1:8080", description="As for gRPC.")
+    tls: ServerTlsConfig | None = None
+    max_body_bytes: int = Field(
+        64 * 2**20, ge=4096, le=2**31 - 1, description="The largest request; beyond it 413."
+    )
+
+
+class AdminConfig(Settings):
+    """Calls that change state (load, unload, shared memory, settings).
+
+    With neither, they are open on every listener, as in other servers of this protocol.
+    """
+
+    token: Secret | None = Field(
+        None, description="Then they need the header `authorization: Bearer TOKEN`."
+    )
+    token_file: ExistingPath | None = Field(None, description="The same, kept in a file.")
+    address: Address | None = Field(
+        None, description="A gRPC listener of their own; then they are refused on the others."
+    )
+
+    @model_validator(mode="after")
+    def _one_token(self) -> AdminConfig:
+        if self.token is not None and self.token_file is not None:
+            message = "give token or token_file, not both"
+            raise ValueError(message)
+        return self
+
+    def read_token(self) -> str | None:
+        """The token, from wherever it is kept; ``None`` when none is asked for.
+
+        Raises:
+            ConfigError: the file cannot be read, or holds nothing. (An empty token would let
+                everybody in who sends an empty one.)
+        """
+        if self.token_file is None:
+            return None if self.token is None else self.token.get_secret_value()
+        try:
+            token = self.token_file.read_text(encoding="utf-8").strip()
+            message = "" if token else "is empty"
+        except OSError as error:
+            token, message = "", f"cannot be read: {error.strerror}"
+        except UnicodeDecodeError:
+            token, message = "", "is not text"
+        if message:
+            problem = Problem("gateway.admin.token_file", message)
+            raise ConfigError(str(self.token_file), [problem])
+        return token
+
+
+class AdmissionConfig(Settings):
+    """Bounds on what is in flight; beyond them RESOURCE_EXHAUSTED, at once."""
+
+    max_requests: int = Field(512, ge=1, le=1_000_000, description="Requests at one time.")
+    max_bytes: int = Field(512 * 2**20, ge=4096, description="Request bodies held at one time.")
+    max_streams: int = Field(32, ge=1, le=10_000, description="Open streams (a thread each).")
+
+
+class PoolConfig(Settings):
+    """Threads. Few run at once (Python's lock makes more slower); more exist to wait."""
+
+    running: int | None = Field(
+        None, ge=1, le=1024,
+        description="Requests worked on at once; default: the cores, at most 8, shared by workers.",
+    )  # fmt: skip
+    threads: int = Field(128, ge=1, le=4096, description="Threads altogether, waiting included.")
+
+
+class DrainConfig(Settings):
+    """Shutdown: not ready → still accepting → GOAWAY → requests in flight end → closed."""
+
+    delay_s: float = Field(5, ge=0, le=3600, description="Accept on, after readiness is gone.")
+    timeout_s: float = Field(
+        45, ge=0, le=3600, description="The most it may take until connections are closed."
+    )
+
+
+class SharedMemoryConfig(Settings):
+    """System shared memory that clients register."""
+
+    enabled: bool = Field(True, description="Off: the calls are refused.")
+    access: Literal["read", "map"] = Field(
+        "read", description="map is faster, but a client that truncates its region kills the "
+        "process: for trusted clients only.",
+    )  # fmt: skip
+    max_regions: int = Field(256, ge=1, le=100_000, description="Registered at one time.")
+
+
+class CacheConfig(Settings):
+    """The response cache, shared by the models that ask for it (`cache: true`)."""
+
+    max_bytes: int = Field(64 * 2**20, ge=0, description="Of each worker; the oldest go first.")
+
+
+class LogConfig(Settings):
+    """Logs go to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least that is written."
+    )
+    format: Literal["text", "json"] = Field("text", description="For people, or one object a line.")
+
+
+class TraceConfig(Settings):
+    """Timing records; the client's TraceSetting calls change level and rate, never the file."""
+
+    file: AnyPath | None = Field(
+        None, description="Write them here while the trace level is TIMESTAMPS."
+    )
+    buffer_records: int = Field(
+        8192, ge=64, le=1_000_000, description="Kept until they are taken; then the oldest go."
+    )
+
+
+class GatewayConfig(Settings):
+    """The process on the request's path."""
+
+    workers: int = Field(1, ge=1, le=256, description="Processes on one port (SO_REUSEPORT).")
+    grpc: GrpcConfig = GrpcConfig()
+    http: HttpConfig | None = HttpConfig()
+    health: Address | None = Field(
+        None, description="A plaintext gRPC health listener (kubelet speaks no TLS)."
+    )
+    admin: AdminConfig = AdminConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+    pool: PoolConfig = PoolConfig()
+    drain: DrainConfig = DrainConfig()
+    shared_memory: SharedMemoryConfig = SharedMemoryConfig()
+    cache: CacheConfig = CacheConfig()
+    trace: TraceConfig = TraceConfig()
+    default_timeout_s: float | None = Field(
+        None, gt=0, le=86400, description="For requests that come without a deadline; off: null."
+    )
+
+
+class SidecarConfig(Settings):
+    """The whole tree."""
+
+    models: tuple[ModelConfig, ...] = Field(min_length=1, description="What is served.")
+    gateway: GatewayConfig = GatewayConfig()
+    log: LogConfig = LogConfig()
+
+
+# --- loading ------------------------------------------------------------------------------------
+
+
+def load(path: Path, *, check_files: bool = True) -> SidecarConfig:
+    """Read and check a configuration file.
+
+    Args:
+        path: a YAML file; paths in it are relative to its folder.
+        check_files: also report files that do not exist.
+
+    Raises:
+        ConfigError: with every problem found, from the top of the file to its end.
+    """
+    return load_with_tree(path, check_files=check_files)[0]
+
+
+def load_with_tree(path: Path, *, check_files: bool = True) -> tuple[SidecarConfig, Any]:
+    """As ``load``; also the plain values that were checked, for who hands them on.
+
+    Both come of one reading: a second could find a file that was edited in between, and hand on
+    what nobody has checked. (The typed tree cannot be handed on itself: it holds the secrets.)
+    """
+    text = config_text.read(path)
+    base_dir = path.absolute().parent
+    config, problems = _check(text.tree, base_dir=base_dir, check_files=check_files)
+    if not problems and not text.problems and config is not None:
+        return config, text.tree
+    placed = [replace(problem, line=text.line_of(problem.path)) for problem in problems]
+    everything = sorted([*text.problems, *placed], key=lambda problem: problem.line or 0)
+    raise ConfigError(str(path), everything)
+
+
+def parse(
+    tree: Any, *, source: str = "config", base_dir: Path | None = None, check_files: bool = False
+) -> SidecarConfig:
+    """Check a tree of plain values (see ``load``)."""
+    config, problems = _check(tree, base_dir=base_dir, check_files=check_files)
+    if problems or config is None:
+        raise ConfigError(source, problems)
+    return config
+
+
+def _check(
+    tree: Any, *, base_dir: Path | None, check_files: bool
+) -> tuple[SidecarConfig | None, list[Problem]]:
+    if not isinstance(tree, dict):
+        kind = _YAML_NAMES.get(type(tree), "no mapping")
+        return None, [Problem("", f"is {kind}; it must be a mapping with the key `models`")]
+    config: SidecarConfig | None = None
+    problems: list[Problem] = []
+    try:
+        context = {"base_dir": base_dir, "check_files": check_files}
+        config = SidecarConfig.model_validate(tree, context=context)
+    except ValidationError as error:
+        problems = config_messages.problems(error, SidecarConfig)
+    environment_problems = config_messages.environment_problems(tree, SidecarConfig)
+    # "${PORT} is not an address" would only say the same thing less well.
+    said = {problem.path for problem in environment_problems}
+    problems = [problem for problem in problems if problem.path not in said]
+    defaults = {"grpc.address": GrpcConfig().address, "http.address": HttpConfig().address}
+    relations = config_checks.relations(tree, roles=Role, addresses=defaults)
+    return config, problems + environment_problems + relations
+
+
+_YAML_NAMES: dict[type, str] = {
+    type(None): "empty", list: "a list", str: "text", int: "a number", float: "a number",
+}  # fmt: skip
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the configuration."""
+    schema = SidecarConfig.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def environment(name: str) -> str | None:
+    """An environment variable, for the few that are not settings (``NO_COLOR`` and the like)."""
+    return os.environ.get(name)
+
+
+__all__ = [
+    "AdminConfig", "GatewayConfig", "ModelConfig", "Role", "SidecarConfig", "ValidationInfo",
+    "VariantConfig", "environment", "json_schema", "load", "load_with_tree", "parse",
+]  # fmt: skip

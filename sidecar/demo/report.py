@@ -1,0 +1,109 @@
+"""What a run found, in words, in JSON, and as commands to go on with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sidecar.demo import export, screen
+from sidecar.demo.figures import Comparison, VariantFigures
+from sidecar.demo.train import Split
+
+REQUEST_FILE = "digit.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run found."""
+
+    output: str
+    config: str
+    addresses: dict[str, str]
+    was_cached: bool
+    prepare_s: float
+    ready_s: float
+    elapsed_s: float
+    hold_out_digits: int
+    requests: dict[str, int]
+    failures: int
+    first_error: str | None
+    variants: list[VariantFigures]
+    fp32_against_int8: list[Comparison]
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as what JSON can hold."""
+        return asdict(self)
+
+    @property
+    def is_good(self) -> bool:
+        """Every request was answered, and each variant gave one answer to each digit."""
+        return not self.failures and not any(row.differences for row in self.variants)
+
+
+def summary(report: Report) -> list[str]:
+    """Return the few lines that say how it went."""
+    total = sum(report.requests.values())
+    rate = total / report.elapsed_s if report.elapsed_s > 0 else 0.0
+    over = ", ".join(
+        f"{count:,} over {screen.TRANSPORTS[name]}" for name, count in report.requests.items()
+    )
+    lines = [
+        f"{total:,} requests in {report.elapsed_s:.1f} s ({rate:,.0f}/s: {over}), "
+        f"{report.failures} failed"
+    ]
+    if report.first_error is not None:
+        lines.append(f"the first failure: {report.first_error}")
+    main = [row for row in report.variants if row.variant.endswith("/onnx") and row.accuracy]
+    lines += [
+        f"{row.variant} reads {row.accuracy:.1%} of {row.answered} digits it was never trained on"
+        for row in main
+    ]
+    for row in report.variants:
+        if row.differences:
+            lines.append(f"{row.variant} changed its answer to a digit {row.differences} times")
+        if row.answered < report.hold_out_digits:
+            lines.append(f"{row.variant} has only answered {row.answered} of the digits")
+    for result in report.fp32_against_int8:
+        line = f"version {result.version}: int8 disagrees with fp32 on {result.disagreements} "
+        line += f"of {result.digits} held-out digits"
+        if result.score_difference_max is not None:
+            line += f" (scores differ by at most {result.score_difference_max:.2f})"
+        lines.append(line)
+    return lines
+
+
+def how_to_go_on(report: Report, *, stay: bool) -> list[str]:
+    """Return commands to try; their addresses and paths are those of this run."""
+    grpc_address, http_address = report.addresses["grpc"], report.addresses["http"]
+    folder = report.output
+    head = ["", "Still up, until Ctrl-C. In another terminal:"]
+    if not stay:
+        head = ["", "Keep it up with --stay, or serve it yourself and ask it:"]
+        head.append(f"  sidecar serve {report.config}")
+    return [
+        *head,
+        f"  curl -s http://{http_address}/v2/models/digits/infer -d @{folder}/{REQUEST_FILE}",
+        f"  curl -s http://{http_address}/v2/models/digits-int8/stats",
+        f"  sidecar infer {grpc_address} digits --input {folder}/{REQUEST_FILE}",
+        "or in Python, with a stock client (pip install 'tritonclient[grpc]'):",
+        "  import numpy as np, tritonclient.grpc as triton",
+        f'  digits = np.load("{folder}/{export.HOLD_OUT_FILE}")',
+        f'  image = triton.InferInput("{export.INPUT}", [1, 1, 8, 8], "FP32")',
+        '  image.set_data_from_numpy(digits["images"][:1])',
+        f'  answer = triton.InferenceServerClient("{grpc_address}").infer("digits", [image])',
+        f'  print(answer.as_numpy("{export.OUTPUT}").argmax(), "is", digits["labels"][0])',
+    ]
+
+
+def write_request(path: Path, hold_out: Split) -> None:
+    """Write one digit as an inference request for curl."""
+    image = hold_out.images[:1]
+    tensor = {
+        "name": export.INPUT,
+        "datatype": "FP32",
+        "shape": list(image.shape),
+        "data": image.ravel().astype(int).tolist(),  # pixels are whole numbers
+    }
+    path.write_text(json.dumps({"inputs": [tensor]}) + "\n", encoding="utf-8")

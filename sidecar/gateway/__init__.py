@@ -1,0 +1,1 @@
+"""The data plane: from a request on a socket to its answer."""

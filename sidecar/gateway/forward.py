@@ -1,0 +1,183 @@
+"""In front of another server: the request's bytes go through, and only routing looks at them.
+
+What cannot go as bytes goes by the ordinary path (``path.py``), which gives the other server
+arrays: shared memory (the regions are registered here, not there) and cached models.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+from sidecar.errors import CancelledError, RequestError
+from sidecar.gateway import path
+from sidecar.gateway.messages import InferRequest, InferResponse
+from sidecar.gateway.pages import Timing
+from sidecar.gateway.registry import Copy, Entry
+from sidecar.gateway.timing import TimingRecord
+from sidecar.protocol import codec, wire
+from sidecar.protocol.encode import encode_response
+from sidecar.runtimes.base import Forwarded, ForwardingRuntime
+
+if TYPE_CHECKING:
+    from sidecar.gateway.core import Gateway
+
+logger = logging.getLogger(__name__)
+
+Target = tuple[Entry, Copy]
+Metadata = Sequence[tuple[str, str | bytes]]
+
+
+def target(gateway: Gateway, envelope: wire.Envelope) -> Target | None:
+    """Where a request is forwarded to; ``None``: it takes the ordinary path."""
+    entry, copy = gateway.registry.find(envelope.model_name, envelope.model_version)
+    if not copy.forwards or envelope.uses_shared_memory or copy.cached:
+        return None
+    return entry, copy
+
+
+def request_of(
+    body: bytes, envelope: wire.Envelope, request_id: str, traceparent: str
+) -> InferRequest:
+    """What is known of a request whose tensors are not parsed: for its deadline, and to count it.
+
+    Of the parameters only `timeout` is read; one that makes no sense is the other server's to
+    refuse, in its own words.
+    """
+    timeout_us = envelope.parameters.get("timeout")
+    known = type(timeout_us) is int and timeout_us > 0
+    return InferRequest(
+        envelope.model_name, envelope.model_version, envelope.id, request_id, [],
+        parameters={"timeout": timeout_us} if known and timeout_us is not None else {},
+        nbytes=len(body), traceparent=traceparent,
+    )  # fmt: skip
+
+
+def unary(
+    gateway: Gateway,
+    where: Target,
+    body: bytes,
+    request: InferRequest,
+    metadata: Metadata,
+    context: Any,
+) -> bytes:
+    """Forward one request; answer with the other server's bytes, and its metadata.
+
+    Raises:
+        RequestError: the other server's error, with its own code, or a fault on the way.
+    """
+    entry, copy = where
+    fallback = path.fallback_for(entry, copy, request.model_version)
+    began = monotonic_ns()
+    try:
+        with gateway.pool.waiting():
+            answer = _send(copy, fallback, body, request, metadata, context)
+        # By the version that answers here: it may well have another number there.
+        response = wire.override_response(
+            answer.body, model_name=copy.model, model_version=copy.version, id=request.id
+        )
+    except RequestError as caught:
+        error = whose(caught, context)
+        if fallback is None or not path.is_server_fault(error) or path.deadline_over(request):
+            path.record_failure(gateway, request, copy, request.received_ns, error)
+            raise error from None
+        logger.warning("%s failed, %s answers: %s", copy.key, fallback.key, error)
+        gateway.page.add(copy.slot, "fallbacks")
+        return _fall_back(gateway, copy, fallback, body, request, context)
+    if answer.metadata:
+        identity = ("x-request-id", request.request_id)
+        context.set_trailing_metadata((identity, *without_identity(answer.metadata)))
+    record_answer(gateway, copy, request, began, len(response))
+    return response
+
+
+def _send(
+    copy: Copy,
+    fallback: Copy | None,
+    body: bytes,
+    request: InferRequest,
+    metadata: Metadata,
+    context: Any,
+) -> Forwarded:
+    runtime = copy.runtime
+    assert isinstance(runtime, ForwardingRuntime)
+    limits_s: list[float] = []
+    if request.deadline_ns is not None:
+        limits_s.append((request.deadline_ns - monotonic_ns()) / 1e9)
+    if fallback is not None and copy.fallback_after_ms is not None:
+        limits_s.append(copy.fallback_after_ms / 1e3)
+    return runtime.forward(
+        body,
+        timeout_s=min(limits_s, default=None),
+        metadata=[*without_identity(metadata), ("x-request-id", request.request_id)],
+        on_call=lambda cancel: cancel_with(context, cancel),
+    )
+
+
+def without_identity(metadata: Metadata) -> Iterator[tuple[str, str | bytes]]:
+    """Metadata without the request's identity: here and there it goes by ours."""
+    return (item for item in metadata if item[0] != "x-request-id")
+
+
+def whose(error: RequestError, context: Any) -> RequestError:
+    """The error of a call; a cancellation that did not come from our client is the server's."""
+    if isinstance(error, CancelledError) and context.is_active():
+        return path.cancelled_there()
+    return error
+
+
+def record_answer(
+    gateway: Gateway, copy: Copy, request: InferRequest, began_ns: int, nbytes: int
+) -> None:
+    """Count an answered request, and note when. ``began_ns``: when it was sent on."""
+    done = monotonic_ns()
+    timing = Timing(
+        queue_ns=max(0, request.started_ns - request.received_ns), execute_ns=done - began_ns
+    )
+    now_ms = gateway.clock.now_ns() // 1_000_000
+    total_ns = done - request.received_ns
+    gateway.page.record(copy.slot, timing, total_ns, now_ms, request.nbytes, nbytes)
+    gateway.timings.append(
+        TimingRecord(
+            request.request_id, request.traceparent, copy.key, request.received_ns, done, timing,
+            "OK", request.nbytes, nbytes,
+        )
+    )  # fmt: skip
+
+
+def cancel_with(context: Any, cancel: Any) -> None:
+    """When our client goes away, so does the call behind us."""
+    if not context.add_callback(cancel):
+        cancel()
+
+
+def _fall_back(
+    gateway: Gateway,
+    copy: Copy,
+    fallback: Copy,
+    body: bytes,
+    request: InferRequest,
+    context: Any,
+) -> bytes:
+    """Answer by the fallback copy, from the same bytes, within the same deadline."""
+    try:
+        parsed = codec.parse_request(body, request.request_id)
+    except RequestError as error:  # only now is it looked at
+        path.record_failure(gateway, request, copy, request.received_ns, error)
+        raise
+    parsed.traceparent, parsed.deadline_ns = request.traceparent, request.deadline_ns
+    parsed.received_ns, parsed.started_ns = request.received_ns, request.started_ns
+    return path.infer(
+        gateway, parsed, _encode_marked(fallback), lambda: not context.is_active(), on=fallback
+    )
+
+
+def _encode_marked(fallback: Copy) -> path.Encode[bytes]:
+    def encode(response: InferResponse) -> tuple[bytes, int]:
+        response.parameters["sidecar_fallback"] = fallback.config.key
+        body = encode_response(response)
+        return body, len(body)
+
+    return encode

@@ -1,0 +1,247 @@
+"""A worker process: builds everything, serves, drains. Started by the supervisor, or alone."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sidecar import logs
+from sidecar.config import SidecarConfig, load, parse
+from sidecar.control import Connection
+from sidecar.errors import ConfigError, RequestError, SidecarError
+from sidecar.gateway import listener
+from sidecar.gateway.changes import SupervisedControl
+from sidecar.gateway.core import Gateway
+from sidecar.gateway.grpc_server import GrpcServers
+from sidecar.gateway.http import HttpServer
+from sidecar.gateway.pages import Page
+from sidecar.gateway.registry import slots_of
+from sidecar.gateway.tracefile import TraceWriter
+
+# By name: as the supervisor starts it this module is `__main__`, and below nothing of ours.
+logger = logging.getLogger("sidecar.gateway.main")
+
+#: How often the servers behind remote variants are asked for their readiness.
+UPSTREAM_CHECK_S = 1.0
+#: For what is left when all connections are gone (probes of the health listener), or cut.
+_GRACE_S = 1.0
+#: As the configuration bounds ``gateway.workers``: a page of each comes over the channel.
+MAX_WORKERS = 256
+
+
+class Worker:
+    """One gateway process: listeners around a core, and the order in which they stop."""
+
+    def __init__(self, config: SidecarConfig, pages: list[Page] | None, cores: int) -> None:
+        self.config = config
+        self.gateway = Gateway(config, pages, cores=cores)
+        self.stop_requested = threading.Event()
+        self._grpc = GrpcServers(self.gateway, config.gateway)
+        self._http: HttpServer | None = None
+        self._trace = TraceWriter(config.gateway.trace, self.gateway)
+        self._grpc_addresses: list[str] = []
+
+    def start(self, addresses: dict[str, str], state: list[dict[str, Any]]) -> dict[str, str]:
+        """Load the models, repeat what was changed at run time, listen; return real addresses.
+
+        Readiness is true only after that: no traffic meets a model that is not warm.
+        """
+        unloaded = frozenset(c["model"] for c in state if c["op"] == "unload")
+        self.gateway.load_all(skip=unloaded)
+        for number, command in enumerate(state):
+            if command["op"] != "unload":
+                self._repeat(f"boot-{number}", command)
+        self.gateway.check_upstreams()
+        bound = self._grpc.start(addresses)
+        self._grpc_addresses = [bound[name] for name in ("grpc", "admin") if name in bound]
+        if self.config.gateway.http is not None:
+            self._http = HttpServer(self.config.gateway, self.gateway)
+            bound["http"] = self._http.start(addresses["http"])
+        self._trace.start()
+        # What lives now lives on: keeping it out of every later collection saves its walk.
+        gc.collect()
+        gc.freeze()
+        self._grpc.set_serving(serving=self.gateway.server_ready())
+        return bound
+
+    def _repeat(self, transaction: str, command: dict[str, Any]) -> None:
+        try:
+            self.gateway.changes.prepare(transaction, command)
+            self.gateway.changes.commit(transaction)
+        except RequestError as error:
+            # A client has removed its shared-memory object since, most likely. That is no reason
+            # to serve nobody: requests that name it will be told.
+            logger.warning("what was changed before cannot be repeated: %s", error)
+
+    def run(self) -> None:
+        """Watch over readiness until asked to stop, then drain."""
+        while not self.stop_requested.wait(UPSTREAM_CHECK_S):
+            self.gateway.check_upstreams()
+            self._grpc.set_serving(serving=self.gateway.server_ready())
+        self.drain()
+
+    def drain(self) -> None:
+        """Stop so that no request fails.
+
+        Readiness goes first, so that balancers send elsewhere, while everything is still accepted
+        (``drain.delay_s``). Then nobody new gets in, and the connections that exist, which keep
+        sending whatever readiness says, are each asked to go when they reach
+        ``max_connection_age``. The server is stopped when none is left, or the time is over.
+        """
+        drain = self.config.gateway.drain
+        clock = self.gateway.clock
+        start = clock.monotonic_ns()
+        end = start + int(max(drain.timeout_s, drain.delay_s) * 1e9)
+        pause = threading.Event()
+        self.gateway.draining = True
+        self._grpc.set_serving(serving=False)
+        if self._http is not None:
+            self._http.drain()
+        logger.info("draining: not ready any more; accepting for another %g s", drain.delay_s)
+        pause.wait(drain.delay_s)
+        try:
+            listener.stop_listening(self._grpc_addresses)
+        except OSError:  # no file descriptors left, say: then they are closed with the server
+            logger.exception("the listeners could not be closed ahead")
+        while (open_now := self._connections()) > 0:
+            if clock.monotonic_ns() >= end:
+                logger.warning("draining took too long: %d connections are cut", open_now)
+                break
+            pause.wait(0.05)
+        if self._http is not None:
+            self._http.stop(timeout_s=max(_GRACE_S, (end - clock.monotonic_ns()) / 1e9))
+        self._grpc.stop(_GRACE_S)
+        self._trace.stop()
+        self.gateway.close()
+        logger.info("drained in %.1f s", (clock.monotonic_ns() - start) / 1e9)
+
+    def _connections(self) -> int:
+        try:
+            return listener.connections(self._grpc_addresses)
+        except OSError:
+            return 1  # not known: the drain's time limit decides
+
+    def copies(self) -> list[dict[str, Any]]:
+        """What is loaded, for people."""
+        rows: list[dict[str, Any]] = []
+        for name, entry in self.gateway.registry.entries.items():
+            for copy in entry.copies:
+                placement = copy.runtime.placement
+                rows.append(
+                    {
+                        "model": name,
+                        "variant": copy.config.key,
+                        "kind": copy.config.runtime.kind,
+                        "roles": list(copy.config.roles),
+                        "default": copy.version == entry.default_version
+                        and copy.version in entry.serving
+                        and entry.serving[copy.version] is copy,
+                        "device": placement.device,
+                        "memory_bytes": placement.memory_bytes,
+                        "details": dict(placement.details),
+                    }
+                )
+        return rows
+
+
+def _addresses(config: SidecarConfig) -> dict[str, str]:
+    gateway = config.gateway
+    addresses = {"grpc": gateway.grpc.address}
+    if gateway.http is not None:
+        addresses["http"] = gateway.http.address
+    if gateway.health is not None:
+        addresses["health"] = gateway.health
+    if gateway.admin.address is not None:
+        addresses["admin"] = gateway.admin.address
+    return addresses
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, drained as it is.
+
+    Not an ordinary exit: that waits for threads, and a runtime's thread that hangs in a library
+    must not keep a drained process alive.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run(config_path: Path) -> NoReturn:
+    """Serve alone, without a supervisor (a container of its own), and end the process.
+
+    Raises:
+        SidecarError: it could not start.
+    """
+    config = load(config_path)
+    logs.configure(config.log)
+    worker = Worker(config, None, _cores())
+    ready = threading.Event()
+
+    def on_signal(*_: object) -> None:
+        # Before it is ready there is nothing to drain; a second signal means it.
+        if not ready.is_set() or worker.stop_requested.is_set():
+            leave(0)
+        worker.stop_requested.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    bound = worker.start(_addresses(config), [])
+    ready.set()
+    from sidecar.announce import announce
+
+    announce(bound, worker.copies(), workers=1, pids=[os.getpid()])
+    worker.run()
+    leave(0)
+
+
+def run_supervised(control_fd: int) -> int:
+    """Serve under a supervisor, which says over the control channel what to serve and where."""
+    # The terminal's Ctrl-C reaches the whole group; the supervisor turns it into a drain.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel = socket.socket(fileno=control_fd)
+    started, page_fds, _, _ = socket.recv_fds(channel, 1, MAX_WORKERS)
+    connection = Connection(channel)
+    boot = connection.receive() if started else None
+    if boot is None:
+        return 1  # the configuration was wrong, and the supervisor has said so
+    try:
+        base_dir = Path(boot["base_dir"])
+        config = parse(boot["tree"], source=boot["source"], base_dir=base_dir)
+        logs.configure(config.log)
+        slots = len(slots_of(config))
+        pages = [Page(fd, slots, owner=index == 0) for index, fd in enumerate(page_fds)]
+        worker = Worker(config, pages, _cores())
+        signal.signal(signal.SIGTERM, lambda *_: worker.stop_requested.set())
+        control = SupervisedControl(connection, worker.gateway.changes, worker.stop_requested.set)
+        worker.gateway.control = control
+        bound = worker.start(boot["addresses"], boot["state"])
+    except SidecarError as error:
+        code = 2 if isinstance(error, ConfigError) else 1  # as the command line ends
+        connection.send({"type": "failed", "message": str(error), "code": code})
+        return code
+    connection.send({"type": "ready", "addresses": bound, "copies": worker.copies()})
+    control.start()
+    worker.run()
+    return 0
+
+
+def main(arguments: list[str]) -> None:
+    """``python -m sidecar.gateway.main CONTROL_FD``: how the supervisor starts a worker."""
+    code = run_supervised(int(arguments[0]))
+    leave(code)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

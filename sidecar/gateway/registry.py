@@ -1,0 +1,250 @@
+"""The models a worker holds: which copies are loaded, and which one answers what.
+
+Readers (the request's path) take the current ``Snapshot`` and see one consistent state; loading
+and unloading replace it whole. A replaced copy is closed when its last request is done: requests
+hold a reference, and the finalizer runs when the last one goes. (A counter would cost two locked
+increments on each request, to learn the same.)
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from sidecar import runtimes
+from sidecar.config import ModelConfig, SidecarConfig, VariantConfig
+from sidecar.errors import InvalidRequestError, NotFoundError, SidecarError
+from sidecar.gateway.batcher import Batcher
+from sidecar.runtimes.base import Array, ForwardingRuntime, Runtime, TensorSpec
+
+logger = logging.getLogger(__name__)
+
+#: The roles whose copies the gateway holds; the others live in the monitor.
+GATEWAY_ROLES = frozenset({"serving", "previous", "fallback"})
+
+_SERIALS = itertools.count(1)
+
+State = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
+
+
+class Copy:
+    """One loaded variant in this worker.
+
+    Attributes:
+        slot: its slot in the statistics pages: the same in every worker.
+        input_names, specs: looked up on each request, so made once.
+    """
+
+    __slots__ = (
+        "__weakref__", "batcher", "cache_key", "cached", "config", "fallback_after_ms", "inputs",
+        "key", "max_batch_size", "model", "output_names", "outputs", "runtime", "slot", "version",
+    )  # fmt: skip
+
+    def __init__(
+        self, model: ModelConfig, config: VariantConfig, runtime: Runtime, slot: int
+    ) -> None:
+        self.model = model.name
+        self.version = config.version
+        self.key = f"{model.name}:{config.key}"
+        # Of this loaded copy, not of the variant: an answer of a copy that was replaced meanwhile
+        # must not be found by requests to the one that replaced it.
+        self.cache_key = f"{self.key}#{next(_SERIALS)}"
+        self.config = config
+        self.runtime = runtime
+        self.slot = slot
+        self.cached = model.cache
+        self.fallback_after_ms = model.fallback.after_ms
+        self.inputs: dict[str, TensorSpec] = {s.name: s for s in runtime.signature.inputs}
+        self.output_names = [spec.name for spec in runtime.signature.outputs]
+        self.outputs: dict[str, TensorSpec] = {s.name: s for s in runtime.signature.outputs}
+        self.max_batch_size = runtime.signature.max_batch_size
+        self.batcher: Batcher | None = None
+
+    @property
+    def forwards(self) -> bool:
+        """Whether requests go on to another server as bytes."""
+        return isinstance(self.runtime, ForwardingRuntime)
+
+
+def _dispose(key: str, runtime: Runtime, batcher: Batcher | None) -> None:
+    try:
+        if batcher is not None:
+            batcher.close()
+        runtime.close()
+    except Exception:
+        logger.exception("closing a copy of %s failed", key)
+    else:
+        logger.debug("a copy of %s is closed", key)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model in a snapshot. ``serving`` maps version → the copy that answers for it."""
+
+    config: ModelConfig
+    state: State = "UNAVAILABLE"
+    reason: str = ""
+    serving: Mapping[str, Copy] = field(default_factory=dict)
+    fallback: Copy | None = None
+    default_version: str = ""
+    unloaded: bool = False  # on request: then it is no fault that nothing is loaded
+
+    @property
+    def copies(self) -> list[Copy]:
+        """All copies, each once."""
+        copies = list(self.serving.values())
+        if self.fallback is not None and self.fallback not in copies:
+            copies.append(self.fallback)
+        return copies
+
+
+def gateway_variants(model: ModelConfig) -> list[VariantConfig]:
+    """The variants of which a worker holds a copy, in the config's order."""
+    return [v for v in model.variants if GATEWAY_ROLES.intersection(v.roles)]
+
+
+def slots_of(config: SidecarConfig) -> dict[str, int]:
+    """``model:version/name`` → slot in the pages: by the config's order, so all workers agree."""
+    keys = [f"{model.name}:{v.key}" for model in config.models for v in model.variants]
+    return {key: slot for slot, key in enumerate(keys)}
+
+
+MakeBatcher = Callable[[ModelConfig, Copy], "Batcher | None"]
+
+
+class Registry:
+    """The models of one worker. Changes are made under one lock, one at a time."""
+
+    def __init__(
+        self, config: SidecarConfig, make_batcher: MakeBatcher, admin_token: str | None = None
+    ) -> None:
+        self._admin_token = admin_token
+        self._slots = slots_of(config)
+        self._make_batcher = make_batcher
+        self._lock = threading.Lock()
+        self.entries: dict[str, Entry] = {m.name: Entry(m) for m in config.models}
+
+    def slot(self, model: ModelConfig, variant: VariantConfig) -> int:
+        """A variant's slot in the pages."""
+        return self._slots[f"{model.name}:{variant.key}"]
+
+    # --- looking up -----------------------------------------------------------------------------
+
+    def entry(self, name: str) -> Entry:
+        """The entry of a model.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        entry = self.entries.get(name)
+        if entry is None:
+            if not name:
+                text = "the request names no model"
+                raise InvalidRequestError(text)
+            known = ", ".join(f"'{known}'" for known in self.entries)
+            text = f"unknown model '{name}'; this server has: {known}"
+            raise NotFoundError(text)
+        return entry
+
+    def find(self, name: str, version: str) -> tuple[Entry, Copy]:
+        """Which copy answers for a model and version (``""``: the default version).
+
+        Raises:
+            NotFoundError: no such model or version, or the model is not loaded.
+        """
+        entry = self.entry(name)
+        copy = entry.serving.get(version or entry.default_version)
+        if copy is None:
+            if not entry.serving:
+                text = f"model '{name}' is not loaded ({entry.reason or 'not yet'}); load it first"
+                raise NotFoundError(text)
+            known = ", ".join(entry.serving)
+            text = f"model '{name}' has no version '{version}'; it has: {known}"
+            raise NotFoundError(text)
+        return entry, copy
+
+    def ready(self) -> bool:
+        """Whether every model that should be is loaded (unloading on request is no fault)."""
+        return all(e.state == "READY" or e.unloaded for e in self.entries.values())
+
+    # --- changing -------------------------------------------------------------------------------
+
+    def prepare(self, name: str) -> Entry:
+        """Load fresh copies of a model's variants; nothing changes until ``commit``.
+
+        Raises:
+            SidecarError: a copy cannot be loaded; what was loaded before it is freed.
+        """
+        model = self.entry(name).config
+        serving: dict[str, Copy] = {}
+        fallback: Copy | None = None
+        default = ""
+        for variant in gateway_variants(model):
+            copy = self._load(model, variant)
+            if "serving" in variant.roles:
+                serving[variant.version] = copy
+                default = variant.version  # the last one in the config is the newest
+            elif "previous" in variant.roles:
+                serving.setdefault(variant.version, copy)
+            if "fallback" in variant.roles:
+                fallback = copy
+        default = model.default_version or default
+        if fallback is not None:
+            for copy in serving.values():
+                _check_same_signature(copy, fallback)
+        return Entry(model, "READY", "", serving, fallback, default)
+
+    def _load(self, model: ModelConfig, variant: VariantConfig) -> Copy:
+        logger.info("loading %s:%s on %s", model.name, variant.key, variant.runtime.kind)
+        runtime = runtimes.build(variant, largest_batch=model.batching.max_size)
+        if isinstance(runtime, ForwardingRuntime):
+            runtime.admin_token = self._admin_token  # it is ours, and not for the server behind us
+        copy = Copy(model, variant, runtime, self.slot(model, variant))
+        copy.batcher = self._make_batcher(model, copy)
+        weakref.finalize(copy, _dispose, copy.key, runtime, copy.batcher).atexit = False
+        return copy
+
+    def commit(self, entry: Entry) -> None:
+        """Put a prepared entry in place. Requests under way end on the copies they began with."""
+        self._replace(entry.config.name, entry)
+
+    def unload(self, name: str) -> None:
+        """Take a model out of service; its copies go when their requests are done."""
+        entry = self.entry(name)
+        self._replace(name, Entry(entry.config, "UNAVAILABLE", "unloaded", unloaded=True))
+
+    def fail(self, name: str, reason: str) -> None:
+        """Note why a model could not be loaded; what served before goes on serving."""
+        entry = self.entry(name)
+        if not entry.serving:
+            self._replace(name, replace(entry, state="UNAVAILABLE", reason=reason))
+
+    def _replace(self, name: str, entry: Entry) -> None:
+        with self._lock:
+            self.entries = {**self.entries, name: entry}  # readers hold the old dict: never mutated
+
+    def clear(self) -> None:
+        """Drop every copy."""
+        with self._lock:
+            self.entries = {n: Entry(e.config, "UNAVAILABLE") for n, e in self.entries.items()}
+
+
+def _check_same_signature(copy: Copy, fallback: Copy) -> None:
+    """A fallback must take and give what the serving variant does, or its answers are none."""
+    if copy is fallback:
+        return
+    for kind in ("inputs", "outputs"):
+        ours = {s.name: s.datatype for s in getattr(copy.runtime.signature, kind)}
+        theirs = {s.name: s.datatype for s in getattr(fallback.runtime.signature, kind)}
+        if ours != theirs:
+            text = f"{fallback.key} cannot be the fallback of {copy.key}: their {kind} differ, "
+            text += f"{theirs} and {ours}"
+            raise SidecarError(text)
+
+
+__all__ = ["Array", "Copy", "Entry", "Registry", "gateway_variants", "slots_of"]

@@ -1,0 +1,1 @@
+"""Generated from ``proto/`` at build time; see ``proto/hatch_build.py``."""

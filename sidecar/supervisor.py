@@ -1,0 +1,357 @@
+"""``sidecar serve``: starts the workers, restarts them, carries changes to all of them, ends them.
+
+Thin on purpose: no grpc, no runtime, so that it starts at once, weighs little, and nothing that
+crashes a worker can crash it. One thread, one selector; workers are spawned, never forked.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from sidecar.control import Decoder, Message, encode
+from sidecar.transactions import FIRST_BACKOFF_S, Launched, Transactions, Worker
+
+_MAX_BACKOFF_S = 30.0
+#: A worker that served so long gets a fresh back-off.
+_HEALTHY_AFTER_S = 60.0
+
+
+class Supervisor:
+    """Owns the workers of one ``serve``.
+
+    Args:
+        tree: the configuration as plain values, checked already; workers get this very tree, so
+            that one restarted later does not read a file that was changed meanwhile.
+        config: the same, typed.
+        source: where it came from.
+        prespawned: a worker's process that was started ahead.
+    """
+
+    def __init__(
+        self, tree: Any, config: Any, source: Path, prespawned: Launched | None = None
+    ) -> None:
+        self._prespawned = prespawned
+        self._tree = tree
+        self._config = config
+        self._source = source
+        self._selector = selectors.DefaultSelector()
+        self._workers = [Worker(index) for index in range(config.gateway.workers)]
+        self._pages: list[int] = []
+        self._reserved: list[socket.socket] = []
+        self._addresses: dict[str, str] = {}
+        self._transactions = Transactions(self._workers, self._send)
+        self._announced = False
+        self._stopping = False
+        self._failed: str | None = None
+        self._exit_code = 0
+        self._on_ready: Callable[[dict[str, str], list[dict[str, Any]]], None] = self._announce
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve until a signal; returns the exit code."""
+        wake_read, wake_write = socket.socketpair()
+        for end in (wake_read, wake_write):
+            end.setblocking(False)
+        signal.set_wakeup_fd(wake_write.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+        self._selector.register(wake_read, selectors.EVENT_READ, None)
+        self._make_pages()
+        try:
+            self._addresses = self._reserve()
+        except BaseException:
+            discard(self._prespawned)
+            raise
+        for worker in self._workers:
+            self._spawn(worker)
+        while any(w.process or w.restart_at_s is not None for w in self._workers):
+            for key, _ in self._selector.select(self._pause_s()):
+                if key.data is None:
+                    self._on_signals(wake_read.recv(64))
+                else:
+                    self._on_readable(key.data)
+            self._reap()
+            self._restart_due()
+        if self._failed:
+            _say(f"error: {self._failed}")
+        return self._exit_code
+
+    def _make_pages(self) -> None:
+        from sidecar.gateway.pages import create_page
+
+        slots = sum(len(model.variants) for model in self._config.models)
+        self._pages = [create_page(slots) for _ in self._workers]
+
+    def _reserve(self) -> dict[str, str]:
+        """With several workers, hold the ports they share: bound by us, never listened on.
+
+        Reserving says early that a port is taken, and makes port 0 one port for all.
+        """
+        gateway = self._config.gateway
+        wanted = {
+            "grpc": gateway.grpc.address,
+            "http": gateway.http.address if gateway.http else None,
+            "health": gateway.health,
+            "admin": gateway.admin.address,
+        }
+        addresses = {name: address for name, address in wanted.items() if address is not None}
+        if gateway.workers == 1:
+            return addresses
+        for name, address in addresses.items():
+            if not address.startswith("unix:"):
+                addresses[name] = self._reserve_one(name, address)
+        return addresses
+
+    def _reserve_one(self, name: str, address: str) -> str:
+        from sidecar.errors import ConfigError, Problem
+
+        host, _, port = address.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            if int(port):  # another program may share a port with us only by mistake
+                with socket.socket(family) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind((host, int(port)))
+            held = socket.socket(family)
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.bind((host, int(port)))
+        except OSError as error:
+            problem = Problem(f"gateway.{name}", f"cannot listen on {address}: {error.strerror}")
+            raise ConfigError(str(self._source), [problem]) from None
+        self._reserved.append(held)
+        return f"{address.rpartition(':')[0]}:{held.getsockname()[1]}"
+
+    def _spawn(self, worker: Worker) -> None:
+        launched = self._prespawned or launch()
+        self._prespawned = None
+        worker.process, worker.channel = launched
+        worker.decoder = Decoder()
+        worker.started_s, worker.restart_at_s, worker.ready_s = monotonic(), None, None
+        worker.ready = False
+        self._selector.register(worker.channel, selectors.EVENT_READ, worker)
+        own_page_first = [self._pages[worker.index]]
+        own_page_first += [fd for i, fd in enumerate(self._pages) if i != worker.index]
+        boot = {
+            "type": "boot",
+            "tree": self._tree,
+            "source": str(self._source),
+            "base_dir": str(self._source.parent.resolve()),
+            "pages": len(own_page_first),
+            "addresses": self._addresses,
+            "state": self._transactions.state(),
+        }
+        try:
+            socket.send_fds(worker.channel, [b"p"], own_page_first)
+        except OSError:
+            self._close_channel(worker)
+        self._send(worker, boot)
+        self._transactions.join(worker)
+
+    # --- events ---------------------------------------------------------------------------------
+
+    def _pause_s(self) -> float | None:
+        due = [w.restart_at_s for w in self._workers if w.restart_at_s is not None]
+        return max(0.0, min(due) - monotonic()) if due else None
+
+    def _on_signals(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number in (signal.SIGTERM, signal.SIGINT):
+                # The first asks for a drain; the second means it: what is in flight is dropped.
+                self._stop(signal.SIGKILL if self._stopping else signal.SIGTERM)
+
+    def _stop(self, number: int) -> None:
+        self._stopping = True
+        for worker in self._workers:
+            worker.restart_at_s = None
+            if worker.process is not None:
+                # Before it is ready it has nothing to drain, and handles no signal yet.
+                worker.process.send_signal(number if worker.ready else signal.SIGKILL)
+
+    def _on_readable(self, worker: Worker) -> None:
+        if worker.channel is None:  # closed by what was handled before it, in the same round
+            return
+        try:
+            data = worker.channel.recv(65536)
+        except OSError:
+            data = b""
+        if not data:
+            self._close_channel(worker)
+            return
+        try:
+            messages = worker.decoder.feed(data)
+        except ValueError as error:
+            # What a worker sends, be it by a fault in it, must not end the others.
+            _say(f"worker {worker.index} sent what cannot be read ({error}); it is ended")
+            assert worker.process is not None
+            worker.process.kill()
+            self._close_channel(worker)
+            return
+        for message in messages:
+            self._on_message(worker, message)
+
+    def _on_message(self, worker: Worker, message: Message) -> None:
+        match message["type"]:
+            case "ready":
+                worker.ready, worker.ready_s = True, monotonic()
+                worker.copies = message["copies"]
+                # A port that was 0 stays what it became, also for a worker that is restarted.
+                self._addresses = message["addresses"]
+                if not self._announced and all(w.ready for w in self._workers):
+                    self._announced = True
+                    self._on_ready(self._addresses, worker.copies)
+                elif self._announced and worker.process is not None:
+                    _say(f"worker {worker.index} is ready again, pid {worker.process.pid}")
+            case "failed":
+                self._on_failed(message["message"], message["code"])
+            case "call":
+                self._transactions.begin(worker, message)
+            case "prepared":
+                self._transactions.on_prepared(worker, message)
+            case "committed":
+                self._transactions.on_committed(worker, message["txn"])
+
+    def _on_failed(self, text: str, code: int) -> None:
+        """A worker could not start. The first time that ends everything: a config that cannot be
+        served must be seen at once. Later the others serve, and go on; this one is tried again."""
+        if self._announced:
+            _say(text)
+        elif not self._stopping:
+            self._failed, self._exit_code = text, code
+            self._stop(signal.SIGTERM)
+
+    def _announce(self, addresses: dict[str, str], copies: list[dict[str, Any]]) -> None:
+        from sidecar.announce import announce
+
+        pids = [w.process.pid for w in self._workers if w.process is not None]
+        announce(addresses, copies, workers=len(self._workers), pids=pids)
+
+    def _reap(self) -> None:
+        for worker in self._workers:
+            if worker.process is None or (code := worker.process.poll()) is None:
+                continue
+            if worker.channel is not None:  # its last words may still be in the pipe
+                self._drain_channel(worker)
+            worker.process = None
+            self._transactions.forget(worker)
+            if self._stopping:
+                continue
+            now_s = monotonic()
+            lived_s = now_s - worker.started_s
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            if not self._announced:
+                self._on_failed(f"worker {worker.index} ended while it started ({how})", 1)
+                continue
+            if worker.ready_s is not None and now_s - worker.ready_s > _HEALTHY_AFTER_S:
+                worker.backoff_s = FIRST_BACKOFF_S
+            text = f"worker {worker.index} ended ({how}) after {lived_s:.1f} s; "
+            text += f"it is started again in {worker.backoff_s:g} s"
+            _say(text)
+            worker.restart_at_s = monotonic() + worker.backoff_s
+            worker.backoff_s = min(worker.backoff_s * 2, _MAX_BACKOFF_S)
+
+    def _drain_channel(self, worker: Worker) -> None:
+        while worker.channel is not None:
+            self._on_readable(worker)
+
+    def _restart_due(self) -> None:
+        for worker in self._workers:
+            if worker.restart_at_s is not None and monotonic() >= worker.restart_at_s:
+                self._spawn(worker)
+
+    def _send(self, worker: Worker, message: Message) -> None:
+        if worker.channel is None:
+            return
+        try:
+            worker.channel.sendall(encode(message))
+        except OSError:
+            self._close_channel(worker)
+
+    def _close_channel(self, worker: Worker) -> None:
+        if worker.channel is not None:
+            self._selector.unregister(worker.channel)
+            worker.channel.close()
+            worker.channel = None
+        worker.ready = False
+
+
+def launch() -> Launched:
+    """Start a worker's process: it imports what it needs, and waits to be told what to serve."""
+    ours, theirs = socket.socketpair()
+    try:
+        # The terminal's Ctrl-C reaches the whole group, and would end a worker that still imports
+        # with a traceback: it inherits that SIGINT is blocked. The supervisor makes it a drain.
+        with _interrupts_held():
+            process = subprocess.Popen(
+                [sys.executable, "-m", "sidecar.gateway.main", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                env=worker_environment(os.environ),
+            )
+    finally:
+        theirs.close()
+    return process, ours
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let a Ctrl-C wait until the end of the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def discard(launched: Launched | None) -> None:
+    """End a process that was started ahead and is not needed."""
+    if launched is not None:
+        process, channel = launched
+        process.kill()
+        process.wait()
+        channel.close()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the supervisor's own log
+
+
+def worker_environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """The workers' environment: ours, and defaults that keep a process small.
+
+    numpy's OpenBLAS alone would start a thread and take 30 MB a core, for nothing that is on the
+    request's path; glibc would keep an arena for each of many threads that do the same work. (What
+    a runtime may use is a setting of the runtime.)
+    """
+    defaults = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "GRPC_VERBOSITY": "NONE"}
+    return {**defaults, **ours}
+
+
+def serve(config_path: Path) -> int:
+    """Run ``sidecar serve``; returns the exit code.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+    # Ahead of everything: a worker's imports take longer than reading the configuration.
+    prespawned = launch()
+    try:
+        # Within the import of pydantic's native half a Ctrl-C would be a panic, with a traceback.
+        with _interrupts_held():
+            from sidecar import config as configuration
+
+        config, tree = configuration.load_with_tree(config_path)
+    except BaseException:
+        discard(prespawned)
+        raise
+    return Supervisor(tree, config, config_path, prespawned).run()

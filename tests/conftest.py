@@ -1,0 +1,17 @@
+"""Fixtures that many packages share. Models that take long to make are made once a session."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from tests.support import models
+
+
+@pytest.fixture(scope="session")
+def aoti_mlp(tmp_path_factory: pytest.TempPathFactory):
+    """An AOTInductor package of the 32→64→10 network that does not carry its signature."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++: AOTInductor cannot compile here")
+    return models.torch_aoti_mlp(tmp_path_factory.mktemp("aoti"))

@@ -1,0 +1,1 @@
+"""Pure statistics and comparison: arrays and counts in, verdicts out."""
