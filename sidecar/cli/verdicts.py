@@ -1,0 +1,187 @@
+"""What ``validate`` and ``rejudge`` show, and the exit codes that are a contract with CI."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sidecar.errors import SidecarError
+from validators.results import RunResult
+from validators.verdict import Verdict, worst
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from validators.results import OutputResult, VariantResult
+
+#: 2 is bad use, as in every command; 1 means FAIL and nothing else.
+EXIT_CODES = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INCONCLUSIVE: 3, Verdict.INVALID: 4}
+BAD_USE = 2
+
+_COLORS = {
+    Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow",
+    Verdict.INVALID: "magenta",
+}  # fmt: skip
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command; whatever stops it from judging ends with 2.
+
+    Elsewhere an error ends with 1. Here 1 is a verdict, and a crash must not be taken for one, nor
+    the other way round.
+    """
+    try:
+        return command()
+    except SidecarError as error:
+        said = str(error)
+        shown = isinstance(error, SidecarError) and "--debug" not in sys.argv
+    except Exception as error:  # noqa: BLE001 - see above
+        said = f"{type(error).__name__}: {error} (a mistake of this program: run it with --debug)"
+        shown = "--debug" not in sys.argv
+    if not shown:
+        traceback.print_exc()
+    print(f"error: {said}", file=sys.stderr)
+    return BAD_USE
+
+
+def exit_code(results: Sequence[RunResult]) -> int:
+    """The exit code of the worst verdict."""
+    return EXIT_CODES[worst(result.verdict for result in results)]
+
+
+def print_json(results: Sequence[RunResult], notes: Sequence[str] = ()) -> None:
+    """Print everything for programs."""
+    document = {
+        "verdict": str(worst(result.verdict for result in results)),
+        "exit_code": exit_code(results),
+        "notes": list(notes),
+        "runs": [result.to_plain() for result in results],
+    }
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def show(console: Console, result: RunResult) -> None:
+    """Print a run for people: a table, then the reasons, then the verdict."""
+    from rich.markup import escape
+
+    note = f"  [dim]({escape(result.reference_note)})[/]" if result.reference_note else ""
+    console.print(f"[bold]{escape(result.model)}[/]  against {escape(result.reference)}{note}")
+    origins = {item.name: item.origin for item in result.inputs}
+    rows = [
+        (variant.key, group.input_set, group.decides, output, origins.get(group.input_set, ""))
+        for variant in result.variants
+        for group in variant.groups
+        for output in group.outputs
+    ]
+    if rows:
+        console.print(_table(rows))
+    for variant in result.variants:
+        if not variant.is_reference:
+            _show_variant(console, variant)
+    for text in _inferred(result):
+        console.print(f"[dim]{escape(text)}[/]")
+    for text in result.notes:
+        console.print(f"[dim]note: {escape(text)}[/]")
+    console.print(f"{_colored(result.verdict)}  {escape(result.model)}")
+    for reason in result.reasons if result.verdict is Verdict.PASS else ():
+        console.print(f"    {escape(reason)}")
+
+
+def _show_variant(console: Console, variant: VariantResult) -> None:
+    from rich.markup import escape
+
+    console.print(f"{_colored(variant.verdict)}  [bold]{escape(variant.key)}[/]")
+    if (labels := variant.labels) is not None:
+        console.print(
+            f"    accuracy {labels.accuracy:.2%} (reference {labels.reference_accuracy:.2%}), "
+            f"{labels.negative_flips} right answers lost, {labels.positive_flips} won, of "
+            f"{labels.rows}"
+        )
+    for reason in variant.reasons:
+        console.print(f"    {escape(reason)}")
+    for warning in variant.warnings:
+        console.print(f"    [yellow]warning[/] {escape(warning)}")
+    if variant.divergence is not None:
+        console.print(f"    [cyan]cause[/] {escape(str(variant.divergence.get('text', '')))}")
+    for case in variant.worst[:3]:
+        console.print(f"    [dim]{escape(case.reason)}[/] {escape(case.replay)}")
+
+
+def _table(rows: Sequence[tuple[str, str, bool, OutputResult, str]]) -> RenderableType:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("variant", "inputs", "output", "rows", "disagree", "worst", "verdict"):
+        right = column in {"rows", "disagree"}
+        wraps = column in {"output", "worst"}
+        table.add_column(column, justify="right" if right else "left", no_wrap=not wraps)
+    before = ""
+    for key, name, decides, output, origin in rows:
+        warned = not decides and not output.problems and output.verdict is not Verdict.PASS
+        verdict = "[yellow]warning[/]" if warned else _colored(output.verdict)
+        if origin and output.disagreements and output.verdict is Verdict.PASS:
+            verdict += f" (as {escape(origin)})"
+        # The table's own cells are text of files and models: never markup.
+        table.add_row(
+            "" if key == before else escape(key), escape(name), escape(output.output),
+            str(output.rows), str(output.disagreements), escape(_worst(output)), verdict,
+        )  # fmt: skip
+        before = key
+    return table
+
+
+def _worst(output: OutputResult) -> str:
+    """The worst value of a metric beside its limit, the first that is violated; or what is wrong.
+
+    One metric, for a terminal of 80 columns; the others are in the report.
+    """
+    if output.problems:
+        return output.problems[0]
+    said = ""
+    for limit in output.limits:
+        summary = output.metrics.get(limit.metric)
+        if summary is not None and summary.count:
+            value = summary.max if limit.op == "<=" else summary.min
+            text = f"{limit.metric} {value:.4g} ({limit.op} {limit.value:g})"
+            if summary.violations:
+                return text
+            said = said or text
+    return said
+
+
+def _inferred(result: RunResult) -> list[str]:
+    found = [
+        output.inferred
+        for variant in result.variants
+        for group in variant.groups
+        for output in group.outputs
+        if output.inferred
+    ]
+    notes = [
+        f"{variant.key}: precision {variant.precision_note}"
+        for variant in result.variants
+        if variant.precision_note
+    ]
+    return [*dict.fromkeys(found), *notes]
+
+
+def _colored(verdict: Verdict) -> str:
+    return f"[bold {_COLORS[verdict]}]{verdict}[/]"
+
+
+def console_for(**options: Any) -> Console:
+    """A console that breaks no paths and marks nothing up by itself.
+
+    In a file or a CI log lines are as long as they need to be: there is no width to fit into.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True, **options)
+    if console.is_terminal:
+        return console
+    return Console(highlight=False, soft_wrap=True, width=10_000, **options)

@@ -1,0 +1,1 @@
+"""Offline validation: variants run on the same inputs, compared, judged, reported."""
