@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -16,9 +17,17 @@ def _size(count: int) -> str:
 
 
 def announce(
-    addresses: dict[str, str], copies: list[dict[str, Any]], *, workers: int, pids: list[int]
+    addresses: dict[str, str],
+    copies: list[dict[str, Any]],
+    *,
+    workers: int,
+    pids: list[int],
+    exchanges: Path | None = None,
 ) -> None:
     """Print every copy with its place and memory, every address, and ``ready``.
+
+    ``exchanges`` is the socket on which a monitor takes samples, if there is to be one. (Beside the
+    workers of ``serve`` it starts after this, and says its own address when it is ready.)
 
     Plain text on standard error, aligned: rich would cost the supervisor 40 ms of start-up and
     8 MB for one table.
@@ -46,6 +55,8 @@ def announce(
     }
     lines.append("")
     lines += [f"{labels.get(name, name)}: {address}" for name, address in addresses.items()]
+    if exchanges is not None:
+        lines.append(f"samples for the monitor: {exchanges}")
     noun = "worker" if workers == 1 else "workers"
     lines.append(f"ready: {workers} {noun}, pid {', '.join(map(str, pids))}")
     print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201 - this is the output

@@ -16,14 +16,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sidecar.control import Decoder, Message, encode
-from sidecar.transactions import FIRST_BACKOFF_S, Launched, Transactions, Worker
+from sidecar.children import Launched, how_it_ended
+from sidecar.control import Message, encode
+from sidecar.transactions import Transactions, Worker
 
-_MAX_BACKOFF_S = 30.0
-#: A worker that served so long gets a fresh back-off.
-_HEALTHY_AFTER_S = 60.0
+if TYPE_CHECKING:
+    from sidecar.supervised_monitor import SupervisedMonitor
+
+_WORKER_MODULE = "sidecar.gateway.main"
 
 
 class Supervisor:
@@ -50,6 +52,7 @@ class Supervisor:
         self._reserved: list[socket.socket] = []
         self._addresses: dict[str, str] = {}
         self._transactions = Transactions(self._workers, self._send)
+        self._monitor = self._make_monitor()
         self._announced = False
         self._stopping = False
         self._failed: str | None = None
@@ -75,17 +78,38 @@ class Supervisor:
             raise
         for worker in self._workers:
             self._spawn(worker)
-        while any(w.process or w.restart_at_s is not None for w in self._workers):
-            for key, _ in self._selector.select(self._pause_s()):
-                if key.data is None:
-                    self._on_signals(wake_read.recv(64))
-                else:
-                    self._on_readable(key.data)
-            self._reap()
-            self._restart_due()
+        while self._serving() or (self._monitor is not None and self._monitor.alive):
+            self._turn(wake_read)
         if self._failed:
             _say(f"error: {self._failed}")
         return self._exit_code
+
+    def _turn(self, wake: socket.socket) -> None:
+        """Wait for something to happen, and see to it."""
+        for key, _ in self._selector.select(self._pause_s()):
+            if key.data is None:
+                self._on_signals(wake.recv(64))
+            elif isinstance(key.data, Worker):
+                self._on_readable(key.data)
+            else:
+                key.data.on_readable()  # the monitor
+        self._reap()
+        self._restart_due()
+        if self._monitor is not None:
+            self._monitor.tick()
+            if not self._serving():  # the last to go: it hears of all that was answered
+                self._monitor.stop()
+
+    def _serving(self) -> bool:
+        return any(worker.wanted for worker in self._workers)
+
+    def _make_monitor(self) -> SupervisedMonitor | None:
+        if not self._config.monitored:
+            return None
+        from sidecar.supervised_monitor import SupervisedMonitor
+
+        address = self._config.monitor.grpc
+        return SupervisedMonitor(self._tree, self._source, address, self._selector, launch, _say)
 
     def _make_pages(self) -> None:
         from sidecar.gateway.pages import create_page
@@ -134,17 +158,15 @@ class Supervisor:
         return f"{address.rpartition(':')[0]}:{held.getsockname()[1]}"
 
     def _spawn(self, worker: Worker) -> None:
-        launched = self._prespawned or launch()
+        launched = self._prespawned or launch(_WORKER_MODULE)
         self._prespawned = None
-        worker.process, worker.channel = launched
-        worker.decoder = Decoder()
-        worker.started_s, worker.restart_at_s, worker.ready_s = monotonic(), None, None
-        worker.ready = False
-        self._selector.register(worker.channel, selectors.EVENT_READ, worker)
+        channel = worker.adopt(launched)
+        self._selector.register(channel, selectors.EVENT_READ, worker)
         own_page_first = [self._pages[worker.index]]
         own_page_first += [fd for i, fd in enumerate(self._pages) if i != worker.index]
         boot = {
             "type": "boot",
+            "index": worker.index,
             "tree": self._tree,
             "source": str(self._source),
             "base_dir": str(self._source.parent.resolve()),
@@ -153,7 +175,7 @@ class Supervisor:
             "state": self._transactions.state(),
         }
         try:
-            socket.send_fds(worker.channel, [b"p"], own_page_first)
+            socket.send_fds(channel, [b"p"], own_page_first)
         except OSError:
             self._close_channel(worker)
         self._send(worker, boot)
@@ -163,13 +185,19 @@ class Supervisor:
 
     def _pause_s(self) -> float | None:
         due = [w.restart_at_s for w in self._workers if w.restart_at_s is not None]
-        return max(0.0, min(due) - monotonic()) if due else None
+        pauses = [max(0.0, min(due) - monotonic())] if due else []
+        if self._monitor is not None and (pause_s := self._monitor.pause_s()) is not None:
+            pauses.append(pause_s)
+        return min(pauses, default=None)
 
     def _on_signals(self, numbers: bytes) -> None:
         for number in numbers:
             if number in (signal.SIGTERM, signal.SIGINT):
                 # The first asks for a drain; the second means it: what is in flight is dropped.
-                self._stop(signal.SIGKILL if self._stopping else signal.SIGTERM)
+                again = self._stopping
+                self._stop(signal.SIGKILL if again else signal.SIGTERM)
+                if again and self._monitor is not None:
+                    self._monitor.stop(at_once=True)
 
     def _stop(self, number: int) -> None:
         self._stopping = True
@@ -204,13 +232,15 @@ class Supervisor:
     def _on_message(self, worker: Worker, message: Message) -> None:
         match message["type"]:
             case "ready":
-                worker.ready, worker.ready_s = True, monotonic()
+                worker.set_ready()
                 worker.copies = message["copies"]
                 # A port that was 0 stays what it became, also for a worker that is restarted.
                 self._addresses = message["addresses"]
                 if not self._announced and all(w.ready for w in self._workers):
                     self._announced = True
                     self._on_ready(self._addresses, worker.copies)
+                    if self._monitor is not None and not self._stopping:
+                        self._monitor.start()
                 elif self._announced and worker.process is not None:
                     _say(f"worker {worker.index} is ready again, pid {worker.process.pid}")
             case "failed":
@@ -235,7 +265,12 @@ class Supervisor:
         from sidecar.announce import announce
 
         pids = [w.process.pid for w in self._workers if w.process is not None]
-        announce(addresses, copies, workers=len(self._workers), pids=pids)
+        exchanges = None
+        if self._monitor is not None:
+            from sidecar.monitor.places import socket_path
+
+            exchanges = socket_path(self._config, self._source.parent.resolve())
+        announce(addresses, copies, workers=len(self._workers), pids=pids, exchanges=exchanges)
 
     def _reap(self) -> None:
         for worker in self._workers:
@@ -247,19 +282,15 @@ class Supervisor:
             self._transactions.forget(worker)
             if self._stopping:
                 continue
-            now_s = monotonic()
-            lived_s = now_s - worker.started_s
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            lived_s = monotonic() - worker.started_s
+            how = how_it_ended(code)
             if not self._announced:
                 self._on_failed(f"worker {worker.index} ended while it started ({how})", 1)
                 continue
-            if worker.ready_s is not None and now_s - worker.ready_s > _HEALTHY_AFTER_S:
-                worker.backoff_s = FIRST_BACKOFF_S
+            pause_s = worker.back_off()
             text = f"worker {worker.index} ended ({how}) after {lived_s:.1f} s; "
-            text += f"it is started again in {worker.backoff_s:g} s"
+            text += f"it is started again in {pause_s:g} s"
             _say(text)
-            worker.restart_at_s = monotonic() + worker.backoff_s
-            worker.backoff_s = min(worker.backoff_s * 2, _MAX_BACKOFF_S)
 
     def _drain_channel(self, worker: Worker) -> None:
         while worker.channel is not None:
@@ -267,7 +298,7 @@ class Supervisor:
 
     def _restart_due(self) -> None:
         for worker in self._workers:
-            if worker.restart_at_s is not None and monotonic() >= worker.restart_at_s:
+            if worker.due():
                 self._spawn(worker)
 
     def _send(self, worker: Worker, message: Message) -> None:
@@ -286,15 +317,15 @@ class Supervisor:
         worker.ready = False
 
 
-def launch() -> Launched:
-    """Start a worker's process: it imports what it needs, and waits to be told what to serve."""
+def launch(module: str = _WORKER_MODULE) -> Launched:
+    """Start a child's process: it imports what it needs, and waits to be told what to do."""
     ours, theirs = socket.socketpair()
     try:
         # The terminal's Ctrl-C reaches the whole group, and would end a worker that still imports
         # with a traceback: it inherits that SIGINT is blocked. The supervisor makes it a drain.
         with _interrupts_held():
             process = subprocess.Popen(
-                [sys.executable, "-m", "sidecar.gateway.main", str(theirs.fileno())],
+                [sys.executable, "-m", module, str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 env=worker_environment(os.environ),
             )

@@ -6,33 +6,22 @@ Used by the supervisor's one thread; nothing here waits.
 from __future__ import annotations
 
 import socket
-import subprocess
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sidecar.control import Decoder, Message
+from sidecar.children import Child
+from sidecar.control import Message
 
 Command = dict[str, Any]
-Launched = tuple[subprocess.Popen[bytes], socket.socket]
-
-FIRST_BACKOFF_S = 0.5
 
 
 @dataclass
-class Worker:
+class Worker(Child):
     """One worker process and this side of its control channel."""
 
     index: int
-    process: subprocess.Popen[bytes] | None = None
-    channel: socket.socket | None = None
-    decoder: Decoder = field(default_factory=Decoder)
-    ready: bool = False
-    started_s: float = 0.0
-    backoff_s: float = FIRST_BACKOFF_S
-    restart_at_s: float | None = None
-    ready_s: float | None = None
     copies: list[dict[str, Any]] = field(default_factory=list)
 
 

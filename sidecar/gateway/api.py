@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
@@ -12,11 +12,17 @@ from sidecar.gateway.messages import InferRequest, InferResponse
 from sidecar.protocol.pb import inference_pb2 as pb
 from sidecar.protocol.pb import model_config_pb2 as config_pb
 
+if TYPE_CHECKING:
+    from sidecar.gateway.tap import Tap
+
 Encoded = TypeVar("Encoded")
 
 
 class Backend(Protocol):
     """The core, as a transport sees it. Methods raise ``RequestError`` and its kinds."""
+
+    #: Hands a sample of what is answered to the monitor; ``None``: there is none.
+    tap: Tap | None
 
     def serve(
         self,

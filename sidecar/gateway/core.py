@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from concurrent import futures
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sidecar
 from sidecar.clock import Clock, SystemClock
@@ -39,6 +39,9 @@ from sidecar.gateway.upstreams import Upstreams
 from sidecar.gateway.workpool import WorkPool
 from sidecar.protocol.pb import inference_pb2 as pb
 from sidecar.protocol.pb import model_config_pb2 as config_pb
+
+if TYPE_CHECKING:
+    from sidecar.gateway.tap import Tap
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +126,7 @@ class Gateway:
         self._bulkheads: dict[str, _Bulkhead] = {}
         self._own_admin_listener = gateway.admin.address is not None
         self._upstreams = Upstreams(self.registry)
+        self.tap: Tap | None = None  # set by whoever knows where the monitor is, before it serves
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -183,6 +187,8 @@ class Gateway:
 
     def close(self) -> None:
         """Free everything; no request is under way any more."""
+        if self.tap is not None:
+            self.tap.close()
         self.registry.clear()
         self.pool.close()
 

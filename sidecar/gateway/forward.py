@@ -85,11 +85,13 @@ def unary(
             raise error from None
         logger.warning("%s failed, %s answers: %s", copy.key, fallback.key, error)
         gateway.page.add(copy.slot, "fallbacks")
+        if request.sample is not None:
+            request.sample.fell_back(copy, fallback, error)
         return _fall_back(gateway, copy, fallback, body, request, context)
     if answer.metadata:
         identity = ("x-request-id", request.request_id)
         context.set_trailing_metadata((identity, *without_identity(answer.metadata)))
-    record_answer(gateway, copy, request, began, len(response))
+    record_answer(gateway, copy, request, began, response)
     return response
 
 
@@ -129,9 +131,10 @@ def whose(error: RequestError, context: Any) -> RequestError:
 
 
 def record_answer(
-    gateway: Gateway, copy: Copy, request: InferRequest, began_ns: int, nbytes: int
+    gateway: Gateway, copy: Copy, request: InferRequest, began_ns: int, response: bytes
 ) -> None:
-    """Count an answered request, and note when. ``began_ns``: when it was sent on."""
+    """Count an answered request, note when, mirror it. ``began_ns``: when it was sent on."""
+    nbytes = len(response)
     done = monotonic_ns()
     timing = Timing(
         queue_ns=max(0, request.started_ns - request.received_ns), execute_ns=done - began_ns
@@ -145,6 +148,8 @@ def record_answer(
             "OK", request.nbytes, nbytes,
         )
     )  # fmt: skip
+    if request.sample is not None:
+        request.sample.answered(copy, timing, done, response)
 
 
 def cancel_with(context: Any, cancel: Any) -> None:
@@ -169,6 +174,7 @@ def _fall_back(
         raise
     parsed.traceparent, parsed.deadline_ns = request.traceparent, request.deadline_ns
     parsed.received_ns, parsed.started_ns = request.received_ns, request.started_ns
+    parsed.sample = request.sample
     return path.infer(
         gateway, parsed, _encode_marked(fallback), lambda: not context.is_active(), on=fallback
     )

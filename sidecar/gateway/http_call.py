@@ -164,10 +164,15 @@ class Inference:
         request.started_ns = started
         request.parse_ns = monotonic_ns() - started
         self._set_deadline(request)
+        if (tap := self._backend.tap) is not None:
+            tap.consider(request, "http", body, self._envelope.json_bytes)
 
         def encode(response: InferResponse) -> tuple[EncodedResponse, int]:
             encoded = encode_response(response, request, binary=binary)
             nbytes = sum(map(len, encoded.parts))
+            if request.sample is not None:  # as it is before it is compressed
+                request.sample.response = encoded.parts
+                request.sample.response_header_bytes = encoded.json_bytes
             if self._pack and nbytes >= PACK_BYTES_MIN:
                 packed = compress(encoded.parts, self._pack)
                 encoded = EncodedResponse([packed], encoded.json_bytes, self._pack)

@@ -48,6 +48,26 @@ class Worker:
         self._trace = TraceWriter(config.gateway.trace, self.gateway)
         self._grpc_addresses: list[str] = []
 
+    def mirror(self, base_dir: Path, index: int) -> None:
+        """Hand a sample of what is answered to the monitor, where the config has one.
+
+        Args:
+            base_dir: the folder of the config's file.
+            index: this worker's, among those of one ``serve``.
+        """
+        if not self.config.monitored:
+            return  # and nothing is imported for it
+        from sidecar.gateway.tap import Tap
+        from sidecar.monitor.places import socket_path
+
+        gateway = self.gateway
+        path = socket_path(self.config, base_dir)
+        watched = frozenset(model.name for model in self.config.models if model.is_watched)
+        gateway.tap = Tap(
+            path, self.config.monitor, gateway.page, gateway.clock, index, models=watched
+        )
+        gateway.tap.start()
+
     def start(self, addresses: dict[str, str], state: list[dict[str, Any]]) -> dict[str, str]:
         """Load the models, repeat what was changed at run time, listen; return real addresses.
 
@@ -187,6 +207,7 @@ def run(config_path: Path) -> NoReturn:
     config = load(config_path)
     logs.configure(config.log)
     worker = Worker(config, None, _cores())
+    worker.mirror(config_path.parent.resolve(), 0)
     ready = threading.Event()
 
     def on_signal(*_: object) -> None:
@@ -201,7 +222,8 @@ def run(config_path: Path) -> NoReturn:
     ready.set()
     from sidecar.announce import announce
 
-    announce(bound, worker.copies(), workers=1, pids=[os.getpid()])
+    exchanges = None if worker.gateway.tap is None else worker.gateway.tap.path
+    announce(bound, worker.copies(), workers=1, pids=[os.getpid()], exchanges=exchanges)
     worker.run()
     leave(0)
 
@@ -223,6 +245,7 @@ def run_supervised(control_fd: int) -> int:
         slots = len(slots_of(config))
         pages = [Page(fd, slots, owner=index == 0) for index, fd in enumerate(page_fds)]
         worker = Worker(config, pages, _cores())
+        worker.mirror(base_dir, boot["index"])
         signal.signal(signal.SIGTERM, lambda *_: worker.stop_requested.set())
         control = SupervisedControl(connection, worker.gateway.changes, worker.stop_requested.set)
         worker.gateway.control = control

@@ -7,8 +7,12 @@ the path checks it against the model's signature, executes, and gives an ``Infer
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sidecar.runtimes.base import Array
+
+if TYPE_CHECKING:
+    from sidecar.gateway.sample import Sample
 
 ParameterValue = bool | int | float | str
 
@@ -74,6 +78,7 @@ class InferRequest:
         received_ns: monotonic, when the body was complete; 0: not known.
         started_ns: monotonic, when a thread took it up.
         parse_ns: what the transport spent on reading the body; part of the decode stage.
+        sample: set when this request is mirrored to the monitor.
     """
 
     model_name: str
@@ -89,6 +94,7 @@ class InferRequest:
     received_ns: int = 0
     started_ns: int = 0
     parse_ns: int = 0
+    sample: Sample | None = None
 
 
 @dataclass(slots=True)

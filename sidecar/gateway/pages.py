@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import product
 
 MAGIC = 0x4D5343_50414745
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 _WORD = 8
 
 #: Upper bounds of the latency buckets, nanoseconds; the last bucket is everything above.
@@ -46,7 +46,7 @@ STAGES: tuple[str, ...] = ("decode", "queue", "execute", "encode", "total")
 BATCH_ROWS = 64
 _BATCH_WORDS = 5  # size, executions, input ns, execute ns, output ns
 
-_HEADER_WORDS = 16
+_HEADER_WORDS = 32
 _DURATION_AT = 0
 _COUNTER_AT = _DURATION_AT + 2 * len(DURATIONS)
 _HIST_AT = _COUNTER_AT + len(COUNTERS)
@@ -54,8 +54,12 @@ _BATCH_AT = _HIST_AT + _HIST * len(STAGES)
 SLOT_WORDS = _BATCH_AT + BATCH_ROWS * _BATCH_WORDS
 
 #: Server-wide counters, in the header behind magic, version, slots, pid, incarnation.
+#: Those of the tap (``tap.py``) are counted for sampled exchanges alone, and add up: sampled =
+#: sent + dropped_… + not mirrored (shared_memory, sequence, too_large, unclear) + still waiting.
 SERVER_COUNTERS: tuple[str, ...] = (
     "refused_requests", "refused_bytes", "refused_streams", "timing_dropped", "unknown_model",
+    "tap_sampled", "tap_sent", "tap_dropped_full", "tap_dropped_no_monitor", "tap_dropped_lost",
+    "tap_shared_memory", "tap_sequence", "tap_too_large", "tap_unclear",
 )  # fmt: skip
 _SERVER_AT = 8
 

@@ -17,6 +17,8 @@ outputs     shared memory, classification                        below
 encode      the transport's function, so that its time is a
             stage like the others
 record      counters and histograms in the page, one timing record; failures too
+mirror      last: the client's answer is ready, and a sampled
+            exchange is only handed over                         sample.py, tap.py
 """
 
 from __future__ import annotations
@@ -130,6 +132,8 @@ def infer(
             request.nbytes, nbytes,
         )
     )  # fmt: skip
+    if request.sample is not None:
+        request.sample.answered(answered_by, timing, done, encoded)
     return encoded
 
 
@@ -211,6 +215,8 @@ def _answer(
             bug = None if isinstance(error, RequestError) else error
             logger.warning("%s failed, %s answers: %s", copy.key, fallback.key, error, exc_info=bug)
             gateway.page.add(copy.slot, "fallbacks")
+            if request.sample is not None:
+                request.sample.fell_back(copy, fallback, error)
             return run(fallback), fallback
     if key is not None and gateway.cache is not None:
         gateway.cache.put(key, results)
@@ -384,6 +390,8 @@ def record_failure(
         gateway.page.add_duration(copy.slot, "cancel", now - start_ns)
     else:
         gateway.page.add_duration(copy.slot, "fail", now - start_ns)
+        if request.sample is not None and isinstance(error, Exception) and is_server_fault(error):
+            request.sample.failed(copy, error)
     gateway.timings.append(
         TimingRecord(
             request.request_id, request.traceparent, copy.key if copy else request.model_name[:256],

@@ -56,6 +56,7 @@ class InferServicer:
         request_id, traceparent = self._identity(metadata)
         context.set_trailing_metadata((("x-request-id", request_id),))
         remaining_s = context.time_remaining()
+        tap = self._gateway.tap
         try:
             if self._any_remote:
                 envelope = wire.scan_request(body)
@@ -64,12 +65,16 @@ class InferServicer:
                     request = forward.request_of(body, envelope, request_id, traceparent)
                     request.received_ns, request.started_ns = received, started
                     set_deadline(request, started, remaining_s, self._default_timeout_s)
+                    if tap is not None:
+                        tap.consider(request, "grpc", body, parameters=envelope.parameters)
                     return forward.unary(self._gateway, target, body, request, metadata, context)
             request = codec.parse_request(body, request_id)
             request.traceparent = traceparent
             request.received_ns, request.started_ns = received, started
             request.parse_ns = monotonic_ns() - started
             set_deadline(request, started, remaining_s, self._default_timeout_s)
+            if tap is not None:
+                tap.consider(request, "grpc", body)
             return path.infer(self._gateway, request, encode, lambda: not context.is_active())
         except Exception as error:  # noqa: BLE001 - the last stop: a client gets a status, never a trace
             caught: Exception = error

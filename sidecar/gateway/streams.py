@@ -202,6 +202,8 @@ class _Reader:
         # A stream's own deadline is the whole stream's; a request has its `timeout`.
         remaining_s = self._context.time_remaining()
         set_deadline(request, started, remaining_s, gateway.config.gateway.default_timeout_s)
+        if gateway.tap is not None:
+            gateway.tap.consider(request, "stream", body)
         return path.infer(gateway, request, _encode_element, lambda: not self._context.is_active())
 
 
@@ -256,18 +258,27 @@ class _Sent:
         self._count += 1
         request = forward.request_of(body, envelope, identity, self._traceparent)
         request.received_ns = request.started_ns = monotonic_ns()
+        if self._gateway.tap is not None:
+            self._gateway.tap.consider(request, "stream", body, parameters=envelope.parameters)
+            # Nothing else holds these bodies, however many answers are outstanding.
+            if request.sample is not None and len(self._waiting) >= _WINDOW:
+                request.sample.set_aside("tap_dropped_full")
+                request.sample = None
         self._waiting.append(request)
 
-    def answered(self, nbytes: int, *, failed: bool) -> None:
+    def answered(self, element: bytes, *, failed: bool) -> None:
         """An element has come."""
         if not self._waiting:
-            self._gateway.page.add(self._copy.slot, "bytes_out", nbytes)
+            self._gateway.page.add(self._copy.slot, "bytes_out", len(element))
             return
         request = self._waiting.popleft()
         if failed:
+            if request.sample is not None:  # an error here does not say whose fault it is
+                request.sample.set_aside("tap_unclear")
+                request.sample = None
             self._fail(request, UpstreamError("an error element", "UNKNOWN"))
         else:
-            forward.record_answer(self._gateway, self._copy, request, request.started_ns, nbytes)
+            forward.record_answer(self._gateway, self._copy, request, request.started_ns, element)
 
     def failed(self, error: Exception) -> None:
         """The stream has: none of those that wait will be answered."""
@@ -317,7 +328,7 @@ def _forward(
         with closing(elements):
             for element in elements:
                 renamed, failed = wire.override_element(element, copy.model, copy.version)
-                sent.answered(len(renamed), failed=failed)
+                sent.answered(renamed, failed=failed)
                 yield renamed
     except RequestError as caught:
         error = forward.whose(caught, context)

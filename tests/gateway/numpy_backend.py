@@ -57,6 +57,7 @@ class NumpyBackend:
     def __init__(
         self, *, max_requests: int = 64, max_bytes: int = 2**26, token: str | None = None
     ) -> None:
+        self.tap = None
         self.pool = ThreadPoolExecutor(4, thread_name_prefix="test-work")
         self._lock = threading.Lock()
         self._max_requests, self._max_bytes = max_requests, max_bytes
