@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from sidecar import __version__
-from sidecar.cli import check_config, demo, gateway, infer, schema, serve
+from sidecar.cli import (
+    check_config,
+    demo,
+    gateway,
+    infer,
+    monitor,
+    schema,
+    serve,
+    status,
+    validate_commands,
+    watch,
+)
 
 app = typer.Typer(
     name="sidecar",
@@ -74,6 +85,47 @@ def _serve(config: Config) -> None:
 def _gateway(config: Config) -> None:
     """Serve as one process, without supervisor."""
     _end(gateway.run(config))
+
+
+@app.command("monitor")
+def _monitor(config: Config) -> None:
+    """Watch as one process, beside a gateway elsewhere.
+
+    In a pod it is a container of its own; `serve` starts it by itself.
+    """
+    _end(monitor.run(config))
+
+
+MonitorAddress = Annotated[
+    str, typer.Argument(metavar="[ADDRESS]", help="The monitor's: host:port, or unix:path.")
+]
+Timeout = Annotated[float, typer.Option("--timeout", min=0.001, max=86400, metavar="SECONDS")]
+
+
+@app.command("status")
+def _status(
+    address: MonitorAddress = "127.0.0.1:9002",
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 1 on FAIL or INVALID, 3 if not certified.")
+    ] = False,
+    timeout_s: Timeout = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a monitor knows: coverage, disagreement, certificates.
+
+    Exits with 0 when it answers, unless --check is given.
+    """
+    _end(status.run(address, as_json=as_json, timeout_s=timeout_s, check=check))
+
+
+@app.command("watch")
+def _watch(
+    address: MonitorAddress = "127.0.0.1:9002",
+    timeout_s: Timeout = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Show a monitor's verdicts as they come, until Ctrl-C."""
+    _end(watch.run(address, as_json=as_json, timeout_s=timeout_s))
 
 
 @app.command("check-config")
@@ -145,3 +197,6 @@ def _demo(
     table of rate, latency and accuracy.
     """
     _end(demo.run(output, stay=stay, seconds=seconds, as_json=as_json))
+
+
+validate_commands.register(app)

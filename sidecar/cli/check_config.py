@@ -67,12 +67,27 @@ def notes(config: SidecarConfig) -> list[str]:
         )
     if is_guarded and gateway.grpc.tls is None and not _is_local(gateway.grpc.address):
         found.append("the admin token travels unencrypted: gateway.grpc.tls is not set")
+    found += _monitor_notes(config)
     if gateway.shared_memory.enabled and gateway.shared_memory.access == "map":
         found.append(
             "gateway.shared_memory.access is map: a client that truncates its region ends the "
             "process"
         )
     return found
+
+
+def _monitor_notes(config: SidecarConfig) -> list[str]:
+    watched = [
+        f"{model.name}:{variant.key}"
+        for model in config.models
+        for variant in model.variants
+        if {"mirror", "reference", "previous"} & set(variant.roles)
+    ]
+    if watched and not config.monitored:
+        return [f"nobody watches {', '.join(watched)}: monitor.enabled is false"]
+    if config.monitored and (reason := config.mirror_off):
+        return [reason]
+    return []
 
 
 def _model_notes(model: ModelConfig) -> list[str]:
@@ -135,6 +150,10 @@ def _summary(path: Path, config: SidecarConfig) -> Tree:
         listeners.add(f"{name}  {escape(address)}[dim]{mode}")
     noun = "process" if gateway.workers == 1 else "processes"
     root.add(f"[bold]workers[/]  {gateway.workers} {noun}")
+    if config.monitored:
+        mirror = config.monitor.mirror
+        line = f"{mirror.sample_rate:.0%} of requests, at most {mirror.cpu_share:.0%} of the cores"
+        root.add(f"[bold]monitor[/]  {escape(config.monitor.grpc)}  [dim]{line}")
     remarks = notes(config)
     if remarks:
         branch = root.add("[bold yellow]notes")

@@ -11,7 +11,10 @@ from sidecar.cli import run
 from sidecar.config import json_schema
 from tests.cli.conftest import end, sidecar, start, write_config
 
-COMMANDS = ("serve", "gateway", "check-config", "schema", "infer", "demo")
+COMMANDS = (
+    "serve", "gateway", "monitor", "status", "watch", "validate", "rejudge", "replay",
+    "check-config", "schema", "infer", "demo",
+)  # fmt: skip
 
 
 def test_help_names_every_command_and_each_has_its_own():

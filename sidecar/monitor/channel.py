@@ -1,0 +1,398 @@
+"""The monitor's end of the channel on which gateway workers hand over sampled exchanges.
+
+A Unix stream socket that only this user may connect to. The gateway never waits for it: whatever
+goes wrong here costs exchanges, and each is counted there.
+
+Frames (see ``sidecar/frames.py``)::
+
+    worker → monitor   HELLO {worker, pid} · EXCHANGE {e: [...]} request, response…
+                       COUNTERS {name: count} (absolute, since ``serve`` began)
+    monitor → worker   RATE {rate} · ACK {exchanges} (since the connection began)
+
+The worker counts what was not acknowledged when the connection ended as lost, and holds no more
+than its bound unacknowledged: what lies in the kernel meanwhile is bounded too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import stat
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sidecar import frames
+from sidecar.errors import SidecarError
+from sidecar.monitor.exchange import Bytes, Exchange
+from sidecar.monitor.places import address_of
+
+logger = logging.getLogger(__name__)
+
+HELLO, EXCHANGE, COUNTERS, RATE, ACK = 1, 2, 3, 4, 5
+
+#: Connections at once: as many as there may be workers, and some that are being replaced.
+_CONNECTIONS_MAX = 512
+#: For fields and layout, beside the bytes of an exchange.
+_FRAME_EXTRA_BYTES = 2**20
+#: A worker that does not take the few bytes of an answer for so long is dropped.
+_SEND_TIMEOUT_S = 5.0
+#: Under load there is always more to read: then what has come is acknowledged so often.
+_ACK_BYTES = 128 * 1024
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+
+
+class ChannelError(SidecarError):
+    """The monitor cannot listen: says where and why."""
+
+
+class ExchangeListener:
+    """Accepts gateway workers and hands over what they send.
+
+    Args:
+        path: of the socket; its folder is made when it is not there. A socket file that nobody
+            listens on any more is replaced.
+        on_exchange: called in the connection's thread for each exchange; while it runs, nothing
+            more is read from that worker. What it raises is logged, and the connection goes on.
+        max_exchange_bytes: as configured for the gateway; a larger one ends the connection.
+        rate: the sampling rate that workers are told when they connect.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        on_exchange: Callable[[Exchange], None],
+        *,
+        max_exchange_bytes: int,
+        rate: float,
+    ) -> None:
+        self.path = path
+        self._on_exchange = on_exchange
+        self._max_frame_bytes = max_exchange_bytes + _FRAME_EXTRA_BYTES
+        self._rate = rate
+        self._lock = threading.Lock()
+        self._connections: dict[socket.socket, _Connection] = {}
+        self._counters: dict[int, dict[str, int]] = {}
+        self._closed = False
+        self.received = 0
+        self.bytes = 0
+        self.garbage = 0
+        self._socket = _listen(path)
+        self._inode = os.stat(path).st_ino  # noqa: PTH116 - beside the other calls of os here
+        self._thread = threading.Thread(target=self._accept, name="channel", daemon=True)
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening, end all connections, remove the socket file. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            connections = list(self._connections.values())
+        for connection in connections:
+            connection.end()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept
+        self._socket.close()
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_ino == self._inode:  # not another monitor's by now
+                self.path.unlink()
+        if self._thread.is_alive():
+            self._thread.join(_SEND_TIMEOUT_S)
+        for connection in connections:
+            connection.join(_SEND_TIMEOUT_S)
+
+    # --- what the monitor reads and says --------------------------------------------------------
+
+    @property
+    def rate(self) -> float:
+        """The sampling rate last set."""
+        return self._rate
+
+    def set_rate(self, rate: float) -> None:
+        """Tell all workers, and those to come, which share of requests to take (0 to 1)."""
+        with self._lock:
+            if rate == self._rate:
+                return
+            self._rate = rate
+            connections = list(self._connections.values())
+        for connection in connections:
+            connection.send(RATE, {"rate": rate})
+
+    def workers(self) -> int:
+        """How many workers are connected."""
+        with self._lock:
+            return sum(connection.greeted for connection in self._connections.values())
+
+    def tap_counters(self) -> dict[str, int]:
+        """The gateway's counts of what was sampled, dropped and not mirrored, over all workers.
+
+        Since ``serve`` began, not since this monitor did; as old as the last frame, at most about
+        a second. A worker that was restarted goes on in its predecessor's counts.
+        """
+        total: dict[str, int] = {}
+        with self._lock:
+            for counters in self._counters.values():
+                for name, count in counters.items():
+                    total[name] = total.get(name, 0) + count
+        return total
+
+    # --- connections ----------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._socket.accept()
+            except OSError as error:
+                if self._closed:
+                    return
+                # No descriptors left, say; the queue of the kernel holds whoever comes.
+                logger.warning("cannot accept a gateway worker: %s", error)
+                threading.Event().wait(0.5)
+                continue
+            connection = _Connection(self, sock)
+            with self._lock:
+                taken = not self._closed and len(self._connections) < _CONNECTIONS_MAX
+                if taken:
+                    self._connections[sock] = connection
+                rate = self._rate
+            if taken and _is_ours(sock):
+                connection.start(rate)
+            else:
+                self._forget(sock)
+                sock.close()
+
+    def _forget(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._connections.pop(sock, None)
+
+    def _on_garbage(self, error: Exception) -> None:
+        with self._lock:
+            self.garbage += 1
+        logger.warning("what came over %s cannot be read, the connection is closed: %s",
+                       self.path, error)  # fmt: skip
+
+    def _take(self, exchange: Exchange) -> None:
+        with self._lock:
+            self.received += 1
+            self.bytes += exchange.nbytes
+        try:
+            self._on_exchange(exchange)
+        except Exception:
+            logger.exception("an exchange could not be taken in")
+
+    def _take_counters(self, worker: int, fields: dict[str, Any]) -> None:
+        counters = {
+            str(name): count for name, count in fields.items() if type(count) is int and count >= 0
+        }
+        with self._lock:
+            self._counters[worker] = counters
+
+
+class _Connection:
+    """One worker: a thread that reads; whoever has something to say sends."""
+
+    def __init__(self, listener: ExchangeListener, sock: socket.socket) -> None:
+        self._listener = listener
+        self._socket = sock
+        self._sending = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="exchanges", daemon=True)
+        self.greeted = False
+
+    def start(self, rate: float) -> None:
+        _limit_sends(self._socket, _SEND_TIMEOUT_S)
+        self.send(RATE, {"rate": rate})
+        self._thread.start()
+
+    def send(self, kind: int, fields: dict[str, Any]) -> None:
+        """Say something; a worker that is gone, or does not read, is dropped."""
+        try:
+            with self._sending:
+                frames.send(self._socket, kind, fields)
+        except OSError:
+            self.end()
+
+    def end(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def join(self, timeout_s: float) -> None:
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        receiver = frames.Receiver(self._socket, max_bytes=self._listener._max_frame_bytes)
+        try:
+            self._read(receiver)
+        except ValueError as error:
+            if not self._listener._closed:
+                self._listener._on_garbage(error)
+        finally:
+            receiver.close()
+            self._listener._forget(self._socket)
+            with self._sending:
+                self._socket.close()
+
+    def _read(self, receiver: frames.Receiver) -> None:
+        first = receiver.receive()
+        if first is None:
+            return
+        worker, pid = (first.fields.get(name) for name in ("worker", "pid"))
+        if first.kind != HELLO or type(worker) is not int or type(pid) is not int:
+            message = "a connection must begin with who it is from"
+            raise ValueError(message)
+        self.greeted = True
+        taken = unacknowledged = 0
+        while (frame := receiver.receive()) is not None:
+            if frame.kind == EXCHANGE:
+                exchange = unpack_exchange(frame.fields, frame.parts, pid)
+                self._listener._take(exchange)
+                taken += 1
+                unacknowledged += exchange.nbytes
+                # One answer for those that came together: an answer each would wake the worker's
+                # thread as often as there are exchanges.
+                if not receiver.buffered or unacknowledged > _ACK_BYTES:
+                    self.send(ACK, {"exchanges": taken})
+                    unacknowledged = 0
+            elif frame.kind == COUNTERS:
+                self._listener._take_counters(worker, frame.fields)
+            else:
+                message = f"a frame of the unknown kind {frame.kind}"
+                raise ValueError(message)
+
+
+# --- exchanges in frames --------------------------------------------------------------------------
+
+
+def pack_exchange(
+    exchange: Exchange, response_parts: Sequence[Bytes] | None
+) -> tuple[dict[str, Any], list[Bytes]]:
+    """An exchange as a frame's fields and parts.
+
+    Args:
+        exchange: its ``response`` is not looked at.
+        response_parts: the response in pieces, which are joined by the receiver; ``None``: none.
+    """
+    fields = {
+        "e": [
+            exchange.request_id, exchange.traceparent, exchange.model, exchange.variant,
+            exchange.transport, exchange.request_header_bytes, exchange.response_header_bytes,
+            exchange.outcome, exchange.start_ns, exchange.end_ns, exchange.execute_ns,
+            exchange.wall_ns, response_parts is not None,
+        ]
+    }  # fmt: skip
+    return fields, [exchange.request, *(response_parts or ())]
+
+
+_KINDS: tuple[Any, ...] = (
+    str, str, str, str, str, int | None, int | None, str, int, int, int, int, bool,
+)  # fmt: skip
+
+
+def unpack_exchange(fields: dict[str, Any], parts: list[Bytes], worker: int) -> Exchange:
+    """The other way.
+
+    Raises:
+        ValueError: not an exchange.
+    """
+    values = fields.get("e")
+    if (
+        not isinstance(values, list)
+        or len(values) != len(_KINDS)
+        or not all(map(isinstance, values, _KINDS))
+        or not parts
+    ):
+        message = "a frame that should hold an exchange does not"
+        raise ValueError(message)
+    response: Bytes | None = None
+    if values[12]:
+        response = parts[1] if len(parts) == 2 else b"".join(parts[1:])
+    return Exchange(
+        request_id=values[0], traceparent=values[1], model=values[2], variant=values[3],
+        transport=values[4], request=parts[0], response=response, request_header_bytes=values[5],
+        response_header_bytes=values[6], outcome=values[7], start_ns=values[8], end_ns=values[9],
+        execute_ns=values[10], wall_ns=values[11], worker=worker,
+    )  # fmt: skip
+
+
+# --- the socket -----------------------------------------------------------------------------------
+
+
+def _listen(path: Path) -> socket.socket:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        message = f"cannot use the folder {path.parent} for {path.name}: {error.strerror}"
+        raise ChannelError(message) from None
+    try:
+        # Two monitors that start at once must not each remove the other's socket as stale.
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        _remove_stale(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # The file gets the mode of the socket, so that at no time others may connect; umask
+            # would be the whole process's.
+            os.fchmod(sock.fileno(), 0o600)
+            with address_of(path) as address:
+                sock.bind(address)
+            sock.listen(64)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        message = f"cannot listen on {path}: {error.strerror}"
+        raise ChannelError(message) from None
+    finally:
+        os.close(folder)
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        message = f"{path} exists and is no socket; remove it, or set monitor.socket to another"
+        raise ChannelError(message)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, address_of(path) as address:
+        try:
+            probe.connect(address)
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+    message = f"another monitor listens on {path}; end it, or set monitor.socket to another path"
+    raise ChannelError(message)
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """The user of the process at the other end of a Unix socket, as it connected or listened."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    uid: int = _CREDENTIALS.unpack(raw)[1]
+    return uid
+
+
+def _is_ours(sock: socket.socket) -> bool:
+    uid = peer_uid(sock)
+    if uid == os.geteuid():
+        return True
+    logger.warning("user %d may not hand over exchanges; the connection is closed", uid)
+    return False
+
+
+def _limit_sends(sock: socket.socket, seconds: float) -> None:
+    """Bound how long a send may wait. (A timeout of the socket would bound receiving as well.)"""
+    whole, rest = divmod(seconds, 1)
+    value = struct.pack("ll", int(whole), int(rest * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)

@@ -1,0 +1,133 @@
+"""A small client of the monitor's service: what ``sidecar status``, ``watch`` and the demo use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+import grpc
+
+from sidecar.errors import SidecarError
+from sidecar.monitor.service import SERVICE
+from sidecar.monitor.view import MonitorStatus, VerdictEvent
+from sidecar.monitor.view_messages import from_message
+from sidecar.protocol.pb import monitor_pb2 as pb
+
+#: A status names every model, pair and output; a monitor of thousands of them stays far below.
+_MESSAGE_BYTES_MAX = 64 * 2**20
+
+
+class MonitorCallError(SidecarError):
+    """The monitor could not be reached, or refused a call; says where and what to do.
+
+    Attributes:
+        code: the gRPC status name.
+        is_gone: nobody answers now; trying again later makes sense.
+    """
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.is_gone = code in {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}
+
+
+class MonitorClient:
+    """One connection. A context manager; ``close`` ends a stream that another thread reads.
+
+    Args:
+        address: ``host:port`` or ``unix:path``.
+        timeout_s: how long one call may take.
+
+    Raises:
+        MonitorCallError: the address has another form.
+    """
+
+    def __init__(self, address: str, *, timeout_s: float) -> None:
+        if "//" in address or ":" not in address:
+            message = f"{address} is not the address of a monitor; write host:port"
+            raise MonitorCallError(message, "INVALID_ARGUMENT")
+        self.address = address
+        self._timeout_s = timeout_s
+        self._channel: Any = grpc.insecure_channel(
+            address,
+            options=[
+                ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+                # A monitor that restarts is back in seconds; gRPC would wait up to minutes.
+                ("grpc.initial_reconnect_backoff_ms", 200),
+                ("grpc.max_reconnect_backoff_ms", 1000),
+                # Despite its name: how long one attempt to connect may take.
+                ("grpc.min_reconnect_backoff_ms", 5000),
+                # A machine that has gone without a word is noticed on an idle stream.
+                ("grpc.keepalive_time_ms", 10_000),
+                ("grpc.keepalive_timeout_ms", 5000),
+                ("grpc.http2.max_pings_without_data", 0),
+            ],
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def status(self, timeout_s: float | None = None) -> MonitorStatus:
+        """Ask how things are.
+
+        Raises:
+            MonitorCallError: no answer.
+        """
+        call = self._channel.unary_unary(
+            f"/{SERVICE}/GetStatus",
+            request_serializer=pb.GetStatusRequest.SerializeToString,
+            response_deserializer=pb.MonitorStatus.FromString,
+        )
+        try:
+            answer = call(pb.GetStatusRequest(), timeout=timeout_s or self._timeout_s)
+        except grpc.RpcError as error:
+            raise self._failed(error) from None
+        return from_message(answer, MonitorStatus)
+
+    def watch(self, after_seq: int) -> Iterator[pb.Watching | VerdictEvent | int]:
+        """Yield what a stream of verdicts says, until it ends.
+
+        First where it begins; then events; a number before an event: so many are missing there.
+
+        Raises:
+            MonitorCallError: it could not begin, or broke off.
+        """
+        call = self._channel.unary_stream(
+            f"/{SERVICE}/WatchVerdicts",
+            request_serializer=pb.WatchVerdictsRequest.SerializeToString,
+            response_deserializer=pb.WatchVerdictsResponse.FromString,
+        )
+        try:
+            for response in call(pb.WatchVerdictsRequest(after_seq=after_seq)):
+                what = response.WhichOneof("what")
+                if what == "event":
+                    yield from_message(response.event, VerdictEvent)
+                elif what is not None:
+                    yield getattr(response, what)
+        except grpc.RpcError as error:
+            raise self._failed(error) from None
+
+    def _failed(self, error: Any) -> MonitorCallError:
+        code: str = error.code().name
+        if code == "UNAVAILABLE":
+            message = (
+                f"no monitor answers at {self.address}: is it running, and is this its "
+                "monitor.grpc?"
+            )
+        elif code == "DEADLINE_EXCEEDED":
+            message = f"{self.address} has not answered within {self._timeout_s:g} s"
+        elif code == "UNIMPLEMENTED":
+            message = (
+                f"{self.address} answers, but it is no monitor; the gateway listens on another "
+                "address than monitor.grpc"
+            )
+        else:
+            message = f"{self.address}: {code}: {error.details()}"
+        return MonitorCallError(message, code)
+
+    def close(self) -> None:
+        """Close the connection; streams end."""
+        self._channel.close()

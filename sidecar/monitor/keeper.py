@@ -1,0 +1,78 @@
+"""The store, if there is one: opened, written to, and tried again while it refuses."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from sidecar.clock import Clock
+from sidecar.monitor.events import EventLog
+from sidecar.monitor.evidence import Evidence
+from sidecar.monitor.rows import StoreError
+from sidecar.monitor.store import Store
+from sidecar.monitor.view import StoreStatus
+
+logger = logging.getLogger("sidecar.monitor.keeper")
+
+_RETRY_S = 15.0
+
+
+class Keeper:
+    """Keeps evidence and events in a store, and goes on in memory without one.
+
+    A full disk or a folder that is not there must not end the watching: what is counted meanwhile
+    is written when the store can be opened.
+    """
+
+    def __init__(self, folder: Path, evidence: Evidence, events: EventLog, clock: Clock) -> None:
+        self._folder = folder
+        self._evidence = evidence
+        self._events = events
+        self._clock = clock
+        self._store: Store | None = None
+        self._message = ""
+        self._retry_ns = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a store."""
+        return self._store is not None
+
+    def open(self) -> bool:
+        """Open the store and read it; ``False``: it cannot be opened now (said once)."""
+        self._retry_ns = self._clock.monotonic_ns() + int(_RETRY_S * 1e9)
+        store: Store | None = None
+        try:
+            store = Store.open(self._folder, self._clock)
+            self._evidence.load(store)
+            self._events.load(store)
+        except StoreError as error:
+            if store is not None:
+                store.close()
+            if str(error) != self._message:
+                logger.error("evidence is kept in memory only: %s", error)
+            self._message = str(error)
+            return False
+        self._store, self._message = store, ""
+        return True
+
+    def flush(self) -> None:
+        """Write what has changed; never raises."""
+        wait = self._clock.monotonic_ns() < self._retry_ns
+        if self._store is None and (wait or not self.open()):
+            return
+        assert self._store is not None
+        if self._evidence.flush(self._store):
+            self._events.flush(self._store)
+
+    def status(self) -> StoreStatus:
+        """As it is shown."""
+        if self._store is None:
+            return StoreStatus(str(self._folder), ok=False, message=self._message, bytes=0)
+        return self._store.status()
+
+    def close(self) -> None:
+        """Write what is left, and close."""
+        self.flush()
+        if self._store is not None:
+            self._store.close()

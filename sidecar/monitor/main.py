@@ -1,0 +1,154 @@
+"""The monitor's process: started by the supervisor, or alone (a container of its own)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from sidecar import logs
+from sidecar.clock import SystemClock
+from sidecar.config import SidecarConfig, load, parse
+from sidecar.config_runtime import MissingExtraError
+from sidecar.control import Connection
+from sidecar.errors import ConfigError, Problem, SidecarError
+from sidecar.monitor.mirror import Stopped
+
+if TYPE_CHECKING:
+    from sidecar.monitor.monitor import Monitor
+
+# By name: as the supervisor starts it this module is `__main__`.
+logger = logging.getLogger("sidecar.monitor.main")
+
+#: After which a process that was asked to end ends, whatever hangs in it.
+_END_WITHIN_S = 8.0
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, closed as it is: a thread that hangs in a library must not keep it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _make(config: SidecarConfig, base_dir: Path, source: str) -> Monitor:
+    try:
+        from sidecar.monitor.monitor import Monitor
+    except ModuleNotFoundError as error:
+        message = f"the monitor needs {error.name}, which is not installed: install "
+        message += "model-sidecar[monitor], or set monitor.enabled: false"
+        raise MissingExtraError(message) from None
+    return Monitor(config, base_dir, source, SystemClock())
+
+
+def _be_nice(config: SidecarConfig) -> None:
+    """Lower this process's priority; the mirror child inherits it."""
+    wanted = config.monitor.mirror.nice
+    missing = wanted - os.nice(0)
+    if missing > 0:
+        with contextlib.suppress(OSError):
+            os.nice(missing)
+
+
+def _ask_to_stop(monitor: Monitor) -> None:
+    """Begin to end; a second time, or when it takes too long, at once."""
+    if monitor.stop_requested.is_set():
+        leave(0)
+    monitor.stop_requested.set()
+    timer = threading.Timer(_END_WITHIN_S, leave, (1,))
+    timer.daemon = True
+    timer.start()
+
+
+def run(config_path: Path) -> int:
+    """Watch alone, without a supervisor; returns the exit code.
+
+    Raises:
+        SidecarError: it could not start.
+    """
+    config = load(config_path)
+    if not config.monitored:
+        message = "no variant is a reference, a mirror or a previous version, so there is nothing "
+        message += "to compare; give one such a role, or set monitor.enabled: true"
+        raise ConfigError(str(config_path), [Problem("monitor", message)])
+    logs.configure(config.log)
+    _be_nice(config)
+    monitor = _make(config, config_path.parent.resolve(), str(config_path))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: _ask_to_stop(monitor))
+    try:
+        bound = monitor.start(config.monitor.grpc)
+    except Stopped:
+        monitor.close()
+        return 0
+    except BaseException:
+        monitor.close()
+        raise
+    for row in monitor.copies():
+        where = row["error"] or row["device"] or "its signature only"
+        logger.info("copy of %s:%s: %s", row["model"], row["variant"], where)
+    text = f"monitor (gRPC): {bound['grpc']}\nsamples: {bound['socket']}\nready: pid {os.getpid()}"
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the output
+    monitor.run()
+    return 0
+
+
+def run_supervised(control_fd: int) -> int:
+    """Watch under a supervisor, and end when it does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the supervisor's
+    connection = Connection(socket.socket(fileno=control_fd))
+    boot = connection.receive()
+    if boot is None:
+        return 1
+    monitor: Monitor | None = None
+    try:
+        base_dir = Path(boot["base_dir"])
+        config = parse(boot["tree"], source=boot["source"], base_dir=base_dir)
+        logs.configure(config.log)
+        _be_nice(config)
+        monitor = started = _make(config, base_dir, boot["source"])
+        signal.signal(signal.SIGTERM, lambda *_: _ask_to_stop(started))
+        threading.Thread(
+            target=_watch, args=(connection, monitor), name="supervisor", daemon=True
+        ).start()
+        bound = monitor.start(boot["addresses"]["grpc"])
+    except Stopped:
+        assert monitor is not None
+        monitor.close()
+        return 0
+    except SidecarError as error:
+        code = 2 if isinstance(error, ConfigError) else 1  # as the command line ends
+        with contextlib.suppress(OSError):
+            connection.send({"type": "failed", "message": str(error), "code": code})
+        if monitor is not None:
+            monitor.close()
+        return code
+    ready = {"type": "ready", "addresses": bound, "copies": monitor.copies()}
+    with contextlib.suppress(OSError):  # it is gone, which the thread that watches it sees
+        connection.send(ready)
+    monitor.run()
+    return 0
+
+
+def _watch(connection: Connection, monitor: Monitor) -> None:
+    """Thread: end when the supervisor is gone."""
+    while connection.receive() is not None:
+        pass
+    if not monitor.stop_requested.is_set():
+        logger.warning("the supervisor is gone; the monitor ends")
+        _ask_to_stop(monitor)
+
+
+def main(arguments: list[str]) -> None:
+    """``python -m sidecar.monitor.main CONTROL_FD``: how the supervisor starts it."""
+    leave(run_supervised(int(arguments[0])))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,348 @@
+"""The monitor, put together: places → store → mirror child → listener → worker → service.
+
+Whatever fails here is the monitor's loss and nobody else's: no store, no case folder, a variant
+that cannot be loaded each leave the rest running, and say so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from sidecar import __version__
+from sidecar.clock import Clock
+from sidecar.config import SidecarConfig
+from sidecar.monitor import places
+from sidecar.monitor.budget import TICK_S, AdaptiveRate, Budget, own_cpu_s
+from sidecar.monitor.casebook import Casebook
+from sidecar.monitor.channel import ExchangeListener
+from sidecar.monitor.events import EventLog
+from sidecar.monitor.evidence import Evidence
+from sidecar.monitor.exchange import Exchange
+from sidecar.monitor.exchanges import Item
+from sidecar.monitor.ingest import Ingest
+from sidecar.monitor.judge import Judge
+from sidecar.monitor.keeper import Keeper
+from sidecar.monitor.mirror import MirrorProcess, Stopped
+from sidecar.monitor.mirror_protocol import CopyInfo
+from sidecar.monitor.plan import ModelPlan, make_plan, wanted_copies
+from sidecar.monitor.policies import Precisions
+from sidecar.monitor.rows import EvidenceRow
+from sidecar.monitor.service import MonitorServer
+from sidecar.monitor.status import StatusBoard
+from sidecar.monitor.view import (
+    CaseView,
+    CertificateView,
+    Coverage,
+    MonitorStatus,
+    VerdictEvent,
+)
+from sidecar.monitor.worker import Worker
+from validators.verdict import Verdict
+
+logger = logging.getLogger("sidecar.monitor")
+
+#: Asked to end, it finishes what runs for so long; the supervisor gives it five seconds.
+_FINISH_S = 2.0
+_GRACE_S = 0.2
+
+
+class Monitor:
+    """Everything of one monitor process; also what its service shows (``MonitorView``).
+
+    ``start`` once, ``run`` until ``stop_requested``, which then stops everything.
+    """
+
+    def __init__(self, config: SidecarConfig, base_dir: Path, source: str, clock: Clock) -> None:
+        self._config = config
+        self._source = source
+        self._clock = clock
+        self._started_ns = clock.now_ns()
+        self._state = "starting"
+        self._state_dir = places.state_dir(config, base_dir)
+        self._socket = places.socket_path(config, base_dir)
+        self.stop_requested = threading.Event()
+        settings = config.monitor
+        self._evidence = Evidence(f"unsaved-{os.getpid()}", clock)
+        self._events = EventLog(clock)
+        self._keeper = Keeper(self._state_dir, self._evidence, self._events, clock)
+        self._ingest = Ingest(queue_bytes=settings.channel.queue_bytes, clock=clock)
+        self._rate = AdaptiveRate(settings.mirror.sample_rate)
+        trees, refused, keep = copies_to_load(config)
+        self._mirror = MirrorProcess(
+            trees,
+            keep=keep,
+            timeout_s=settings.mirror.timeout_s,
+            memory_max_bytes=settings.mirror.memory_max_bytes,
+            clock=clock,
+        )
+        self._mirror.copies.update(refused)
+        self._budget = Budget(self._cpu_s, settings.mirror.cpu_share, clock)
+        self._plans: dict[str, ModelPlan] = {}
+        self._casebook = Casebook(self._open_cases())
+        self._worker = Worker(
+            self._ingest, self._mirror, self._evidence, self._plans, self._casebook, self._budget,
+            noise_rate=settings.mirror.noise_rate, flush_s=settings.flush_s, clock=clock,
+            on_crash=self._on_crash,
+        )  # fmt: skip
+        self._judge = Judge(self._evidence, self._plans, self._worker.recorder, self._events)
+        self._board = StatusBoard(self._evidence, self._judge, self._worker.recorder)
+        self._looking = threading.Lock()
+        self._listener: ExchangeListener | None = None
+        self._server: MonitorServer | None = None
+        self._thread = threading.Thread(target=self._worker.run, name="worker", daemon=True)
+
+    def _open_cases(self) -> Any:
+        from sidecar.cases import CaseError, CaseWriter
+
+        try:
+            return CaseWriter(self._state_dir / "cases", self._config.monitor.cases, self._clock)
+        except CaseError as error:
+            logger.error("no cases are kept: %s", error)
+            return None
+
+    def _cpu_s(self) -> float:
+        return own_cpu_s() + self._mirror.cpu_s()
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def start(self, grpc_address: str) -> dict[str, str]:
+        """Open, load, listen; returns the addresses: ``grpc``, ``socket``.
+
+        Raises:
+            SidecarError: it cannot listen. (What else fails is said, and gone without.)
+            Stopped: it was asked to end meanwhile.
+        """
+        self._keeper.open()
+        self._server = MonitorServer(self)
+        bound = self._server.start(grpc_address)
+        # In a thread of its own, so that a signal is heard while a large model loads; and the
+        # worker's, since the child ends with the thread that started it.
+        failed: list[Exception] = []
+        self._thread = threading.Thread(
+            target=self._work, args=(loaded := threading.Event(), failed), name="worker",
+            daemon=True,
+        )  # fmt: skip
+        self._thread.start()
+        while not loaded.wait(0.1):
+            if self.stop_requested.is_set():
+                raise Stopped
+        if failed:
+            raise failed[0]
+        self._judge.look(quiet=True)
+        self._listener = ExchangeListener(
+            self._socket,
+            self._receive,
+            max_exchange_bytes=self._config.monitor.channel.max_exchange_bytes,
+            rate=self._rate.rate,
+        )
+        self._listener.start()
+        self._state = "running"
+        return {"grpc": bound, "socket": str(self._socket)}
+
+    def _receive(self, exchange: Exchange) -> None:
+        self._ingest.offer(exchange)
+
+    def _work(self, loaded: threading.Event, failed: list[Exception]) -> None:
+        try:
+            self._mirror.start()
+            precisions = Precisions()
+            for model in self._config.models:
+                plan = make_plan(model, self._mirror.copies, precisions)
+                self._plans[model.name] = plan
+                if plan.message:
+                    logger.warning("%s: %s", model.name, plan.message)
+        except Exception as error:  # noqa: BLE001 - raised by `start`, in the thread that waits
+            failed.append(error)
+            return
+        finally:
+            loaded.set()
+        self._worker.run()
+
+    def run(self) -> None:
+        """Look at the evidence, keep the budget and write, until asked to stop; then stop."""
+        flush_at_ns = 0
+        while not self.stop_requested.wait(TICK_S):
+            self.tick()
+            if self._clock.monotonic_ns() >= flush_at_ns:
+                self._keeper.flush()
+                flush_at_ns = self._clock.monotonic_ns() + int(self._config.monitor.flush_s * 1e9)
+        self.close()
+
+    def tick(self) -> None:
+        """Once a second: certificates, and the sampling rate."""
+        with self._looking:
+            self._judge.look()
+        rate = self._rate.update(
+            used=self._budget.tick(),
+            budget=self._budget.share,
+            fill=self._ingest.fill,
+            behind_s=self._ingest.behind_s,
+            lost=self._ingest.take_lost(),
+        )
+        if self._listener is not None:
+            self._listener.set_rate(rate)
+
+    def close(self) -> None:
+        """Stop listening, finish what runs (bounded), write, close."""
+        self._state = "stopping"
+        if self._server is not None:
+            self._server.set_serving(serving=False)
+        if self._listener is not None:
+            self._listener.close()
+        self._ingest.close()
+        self._worker.stop()
+        if self._thread.is_alive():
+            self._thread.join(_FINISH_S)
+        self._mirror.close()
+        if self._thread.is_alive():
+            self._thread.join(_FINISH_S)
+        if not self._thread.is_alive():
+            self._mirror.join()
+            self._casebook.close()
+        with self._looking:
+            self._judge.look()
+        self._keeper.close()
+        if self._server is not None:
+            self._server.stop(_GRACE_S)
+
+    def copies(self) -> list[dict[str, Any]]:
+        """What the mirror child has loaded, for people."""
+        roles = {
+            f"{model.name}:{variant.key}": (model.name, variant)
+            for model in self._config.models
+            for variant in model.variants
+        }
+        rows = []
+        for key, info in self._mirror.copies.items():
+            model, variant = roles[key]
+            rows.append(
+                {
+                    "model": model,
+                    "variant": variant.key,
+                    "kind": variant.runtime.kind,
+                    "roles": list(variant.roles),
+                    "device": info.device,
+                    "memory_bytes": info.memory_bytes,
+                    "error": info.error,
+                }
+            )
+        return rows
+
+    def _on_crash(self, item: Item) -> None:
+        model = item.exchange.model
+        request = item.exchange.request_id or "(without an id)"
+        text = f"{item.set_aside} on request {request}, which is set aside and not tried again"
+        self._events.append(
+            model=model, candidate=item.culprit, baseline="", output="",
+            verdict=Verdict.INVALID, text=text,
+        )  # fmt: skip
+
+    # --- MonitorView --------------------------------------------------------------------------
+
+    def status(self) -> MonitorStatus:
+        """How things are now."""
+        # Before the evidence: nothing is shown as compared that is not counted in it.
+        coverage = self._coverage()
+        with self._looking:
+            models = [self._board.model(plan) for plan in list(self._plans.values())]
+        return MonitorStatus(
+            started_wall_ns=self._started_ns,
+            incarnation=self._evidence.incarnation,
+            state=self._state,
+            models=models,
+            coverage=coverage,
+            store=self._keeper.status(),
+            child=self._mirror.status(),
+            last_seq=self._events.last_seq,
+            pid=os.getpid(),
+            version=__version__,
+            config=self._source,
+        )
+
+    def _coverage(self) -> Coverage:
+        taps = self._listener.tap_counters() if self._listener is not None else {}
+        dropped = {
+            name.removeprefix("tap_dropped_"): count
+            for name, count in taps.items()
+            if name.startswith("tap_dropped_")
+        }
+        dropped |= self._ingest.dropped | self._worker.dropped
+        not_mirrored = dict(self._worker.reader.not_mirrored)
+        for name in ("shared_memory", "sequence", "too_large", "unclear"):
+            not_mirrored[name] = not_mirrored.get(name, 0) + taps.get(f"tap_{name}", 0)
+        settings = self._config.monitor
+        return Coverage(
+            sampled=taps.get("tap_sampled", 0),
+            received=self._ingest.received,
+            compared=self._worker.compared,
+            set_aside=self._worker.set_aside,
+            dropped={name: count for name, count in sorted(dropped.items()) if count},
+            not_mirrored={name: count for name, count in sorted(not_mirrored.items()) if count},
+            rate=self._rate.rate,
+            cpu_share_used=self._budget.used,
+            queue_bytes=self._ingest.queue_bytes,
+            rate_wanted=self._rate.wanted,
+            cpu_share=settings.mirror.cpu_share,
+            queue_bytes_max=settings.channel.queue_bytes,
+        )
+
+    def evidence(self, model: str | None) -> list[EvidenceRow]:
+        """Counts of every life."""
+        return self._evidence.rows(model)
+
+    def certificates(self, model: str | None) -> list[CertificateView]:
+        """Certificates as they stand now."""
+        with self._looking:
+            return self._judge.certificates(model)
+
+    def cases(self, model: str | None, limit: int) -> list[CaseView]:
+        """Cases on disk, the newest first."""
+        return self._casebook.views(model, limit)
+
+    def wait_events(self, after_seq: int, timeout_s: float) -> list[VerdictEvent]:
+        """Events after ``after_seq``, waited for."""
+        return self._events.wait(after_seq, timeout_s)
+
+
+def copies_to_load(
+    config: SidecarConfig,
+) -> tuple[dict[str, dict[str, Any]], dict[str, CopyInfo], set[str]]:
+    """What the child is to load (key → plain tree), what it cannot, and what of it is executed."""
+    device = config.monitor.mirror.device
+    trees: dict[str, dict[str, Any]] = {}
+    refused: dict[str, CopyInfo] = {}
+    keep: set[str] = set()
+    for model in config.models:
+        wanted = wanted_copies(model)
+        for variant in model.variants:
+            if variant.key not in wanted:
+                continue
+            key = f"{model.name}:{variant.key}"
+            tree = variant.model_dump(mode="json")
+            why = _place(tree["runtime"], device)
+            if why:
+                refused[key] = CopyInfo(key, None, error=why)
+                continue
+            trees[key] = tree
+            if wanted[variant.key]:
+                keep.add(key)
+    return trees, refused, keep
+
+
+def _place(runtime: dict[str, Any], device: str | None) -> str:
+    """Set where the monitor's copy lives; returns why it cannot, or an empty text."""
+    if "device" not in runtime:  # another server's
+        return ""
+    if device is None:
+        if runtime["device"] == "cpu":
+            return ""
+        # A mirror's memory and time on the device that serves would starve the service.
+        return "it is on a GPU: choose with monitor.mirror.device where the monitor's copy lives"
+    if device == "cpu" and runtime["kind"].startswith("tensorrt"):
+        return "TensorRT has no CPU, and monitor.mirror.device is cpu"
+    runtime["device"] = device
+    return ""

@@ -1,0 +1,189 @@
+"""The store's tables, the engine they are reached by, and the statements that SQLite and PostgreSQL
+share.
+
+Values that no query looks into (cells, sketches, cases, events) are JSON in a text column: both
+databases keep it to the letter, while PostgreSQL's own JSON type refuses infinities.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from typing_extensions import override
+
+#: How long a statement waits for another process that holds the database, milliseconds.
+BUSY_TIMEOUT_MS = 2000
+#: An execution option: the transaction takes the write lock when it begins, so that it cannot fail
+#: half-way because somebody else wrote meanwhile.
+WRITES = "sidecar_writes"
+
+
+class Json(sa.types.TypeDecorator[Any]):
+    """A JSON value as text; what cannot be read back comes out as ``None``."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    @override
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> str:
+        return json.dumps(value, separators=(",", ":"))
+
+    @override
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:
+        try:
+            return json.loads(value)
+        except (TypeError, ValueError):
+            return None
+
+
+METADATA = sa.MetaData()
+KEY = ("model", "candidate", "baseline", "output", "metric", "policy", "block")
+
+
+def _counted(name: str, value: str) -> sa.Table:
+    texts = (sa.Column(part, sa.Text, primary_key=True) for part in KEY[:-1])
+    return sa.Table(
+        name,
+        METADATA,
+        *texts,
+        sa.Column("block", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("incarnation", sa.Text, primary_key=True),
+        sa.Column(value, Json, nullable=False),
+        sa.Column("updated_ns", sa.BigInteger, nullable=False),
+    )
+
+
+EVIDENCE = _counted("evidence", "cells")
+SKETCHES = _counted("sketches", "plain")
+CERTIFICATES = sa.Table(
+    "certificates",
+    METADATA,
+    *(sa.Column(part, sa.Text, primary_key=True) for part in (*KEY[:4], "policy")),
+    sa.Column("best_log_e", sa.Double, nullable=False),
+    sa.Column("certified_ns", sa.BigInteger),
+)
+CASES = sa.Table(
+    "cases",
+    METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("wall_ns", sa.BigInteger, nullable=False),
+    sa.Column("plain", Json, nullable=False),
+)
+sa.Index("cases_by_age", CASES.c.model, CASES.c.wall_ns)
+EVENTS = sa.Table(
+    "events",
+    METADATA,
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("plain", Json, nullable=False),
+)
+INCARNATIONS = sa.Table(
+    "incarnations",
+    METADATA,
+    sa.Column("incarnation", sa.Text, primary_key=True),
+    sa.Column("started_ns", sa.BigInteger, nullable=False),
+    sa.Column("pid", sa.BigInteger, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("version", sa.Text, nullable=False),
+)
+
+
+def make_engine(path: Path) -> sa.Engine:
+    """Return an engine on a SQLite file; nothing is opened yet."""
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)))
+
+    @sa.event.listens_for(engine, "connect")
+    def _connected(connection: sqlite3.Connection, _record: object) -> None:
+        # The driver's own transactions leave DDL outside; ours begin in `_begin`.
+        connection.isolation_level = None
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        # Survives the end of the process; a power cut may cost the last transactions, not more.
+        connection.execute("PRAGMA synchronous = NORMAL")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        writes = connection.get_execution_options().get(WRITES)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+class NewerSchemaError(Exception):
+    """The database has a revision that this release does not know; the text names it."""
+
+
+def migrate(connection: sa.Connection) -> None:
+    """Bring the tables to this release's revision, within the connection's transaction.
+
+    Raises:
+        NewerSchemaError: a later release wrote it.
+    """
+    from alembic import command
+    from alembic.config import Config
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    folder = importlib.resources.files("sidecar.monitor.migrations")
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    scripts = ScriptDirectory.from_config(config)
+    head = scripts.get_current_head()
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current == head:
+        return
+    if current is not None and current not in {item.revision for item in scripts.walk_revisions()}:
+        message = f"revision {current}, while this release knows up to {head}"
+        raise NewerSchemaError(message)
+    command.upgrade(config, "head")
+
+
+def upsert(
+    connection: sa.Connection,
+    table: sa.Table,
+    rows: Sequence[Mapping[str, Any]],
+    changes: Mapping[str, Any] | None = None,
+) -> None:
+    """Insert rows, or replace those that have the same primary key.
+
+    Args:
+        rows: column → value, all with the same columns.
+        changes: column → expression for a row that is there already; default: the new value.
+    """
+    if rows:
+        connection.execute(upsert_statement(connection.dialect, table, changes), list(rows))
+
+
+def upsert_statement(
+    dialect: sa.Dialect, table: sa.Table, changes: Mapping[str, Any] | None = None
+) -> sa.sql.Executable:
+    """Return the statement of ``upsert`` in a dialect: ``sqlite`` or ``postgresql``."""
+    module = {"sqlite": sqlite, "postgresql": postgresql}[dialect.name]
+    statement = module.insert(table)
+    keys = [column.name for column in table.primary_key.columns]
+    values = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in keys}
+    values |= changes or {}
+    made: sa.sql.Executable = statement.on_conflict_do_update(index_elements=keys, set_=values)
+    return made
+
+
+def never_lower(dialect: sa.Dialect) -> dict[str, Any]:
+    """The ``changes`` of a certificate: the best stays the best, the first date the date.
+
+    Written with CASE: the function for it is ``max`` in one database and ``greatest`` in the other.
+    """
+    module = {"sqlite": sqlite, "postgresql": postgresql}[dialect.name]
+    new, old = module.insert(CERTIFICATES).excluded, CERTIFICATES.c
+    best = sa.case((new.best_log_e > old.best_log_e, new.best_log_e), else_=old.best_log_e)
+    return {
+        "best_log_e": best,
+        "certified_ns": sa.func.coalesce(old.certified_ns, new.certified_ns),
+    }
