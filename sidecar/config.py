@@ -22,19 +22,10 @@ from pydantic import (
 )
 
 from sidecar import config_checks, config_messages, config_text
-from sidecar.config_runtime import (
-    Address,
-    AnyPath,
-    ExistingPath,
-    RuntimeConfig,
-    Settings,
-    TensorConfig,
-)
+from sidecar.config_models import ModelConfig, Role, VariantConfig
+from sidecar.config_monitor import MonitorConfig
+from sidecar.config_runtime import Address, AnyPath, ExistingPath, Settings
 from sidecar.errors import ConfigError, Problem
-
-Role = Literal["serving", "reference", "mirror", "previous", "fallback"]
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-Name = Annotated[str, Field(pattern=_NAME, max_length=200)]
 
 _ENV = re.compile(r"^\$\{([A-Za-z_][A-Za-z0-9_]*)\}$")
 
@@ -51,95 +42,7 @@ def _from_environment(value: Any) -> Any:
     return value
 
 
-def _version_from_number(value: Any) -> Any:
-    return str(value) if type(value) is int else value
-
-
 Secret = Annotated[SecretStr, BeforeValidator(_from_environment), Field(min_length=1)]
-# `version: 2` without quotes is what everybody writes first; 1.0 is refused, for 1.10 would be 1.1.
-Version = Annotated[
-    str,
-    Field(pattern=_NAME, max_length=200),
-    BeforeValidator(
-        _version_from_number, json_schema_input_type=Annotated[str, Field(pattern=_NAME)] | int
-    ),
-]
-
-
-class BatchingConfig(Settings):
-    """Joining requests: worth it where a batch costs less than its parts; off by default."""
-
-    max_size: int = Field(1, ge=1, le=65536, description="Rows in one execution; 1: off.")
-    max_delay_ms: float = Field(
-        1.0, ge=0, le=10_000, description="How long the first request of a batch may wait."
-    )
-    max_queue: int = Field(1024, ge=1, le=1_000_000, description="Requests waiting; then refused.")
-
-
-class FallbackConfig(Settings):
-    """When the variant with the role `fallback` answers instead of the serving one."""
-
-    after_ms: float | None = Field(
-        None, gt=0, le=3_600_000, description="Serving slower than this counts as failed; off: null"
-    )
-
-
-class VariantConfig(Settings):
-    """One version of the model in one format on one runtime."""
-
-    name: Name = Field(description="Unique within its version: `onnx`, `int8`, …")
-    version: Version = Field(description="The version it is a form of.")
-    roles: tuple[Role, ...] = Field(
-        min_length=1,
-        description="serving: answers clients; fallback: answers when serving fails; reference: "
-        "its answers are the truth; mirror: compared only; previous: the version before.",
-    )
-    runtime: RuntimeConfig = Field(description="What executes it, by `kind`.")
-    inputs: tuple[TensorConfig, ...] | None = Field(
-        None, description="Only where the artifact does not carry them."
-    )
-    outputs: tuple[TensorConfig, ...] | None = Field(None, description="As `inputs`.")
-
-    @property
-    def key(self) -> str:
-        """``version/name``: unique within the model."""
-        return f"{self.version}/{self.name}"
-
-
-class ModelConfig(Settings):
-    """One model: its variants, in order of version (the last is the newest)."""
-
-    name: Name = Field(description="What clients call it.")
-    variants: tuple[VariantConfig, ...] = Field(
-        min_length=1, description="In order of version: the last serving one is the newest."
-    )
-    default_version: Version | None = Field(
-        None, description="Which version answers requests that name none; default: the newest."
-    )
-    batching: BatchingConfig = BatchingConfig()
-    fallback: FallbackConfig = FallbackConfig()
-    cache: bool = Field(False, description="Answer repeated requests from the response cache.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_on_remotes(cls, tree: Any) -> Any:
-        """On another server the model has the same name, unless the config gives its name there.
-
-        Filled in here, since nothing below a variant knows which model it belongs to. The tree may
-        be wrong in any way: what does not look right is left for the checks that follow.
-        """
-        if not isinstance(tree, dict) or not isinstance(tree.get("variants"), list | tuple):
-            return tree
-        return {**tree, "variants": [_named(item, tree.get("name")) for item in tree["variants"]]}
-
-
-def _named(variant: Any, model_name: Any) -> Any:
-    runtime = variant.get("runtime") if isinstance(variant, dict) else None
-    if not isinstance(model_name, str) or not isinstance(runtime, dict):
-        return variant
-    if runtime.get("kind") != "remote" or runtime.get("model_name") is not None:
-        return variant
-    return {**variant, "runtime": {**runtime, "model_name": model_name}}
 
 
 class ServerTlsConfig(Settings):
@@ -310,7 +213,31 @@ class SidecarConfig(Settings):
 
     models: tuple[ModelConfig, ...] = Field(min_length=1, description="What is served.")
     gateway: GatewayConfig = GatewayConfig()
+    monitor: MonitorConfig = MonitorConfig()
     log: LogConfig = LogConfig()
+
+    @property
+    def monitored(self) -> bool:
+        """Whether a monitor stands beside the gateway: as configured, or as the roles need it."""
+        if self.monitor.enabled is not None:
+            return self.monitor.enabled
+        return any(model.is_watched for model in self.models)
+
+    @property
+    def mirror_off(self) -> str | None:
+        """Why nothing is run again, if so: a mirror's allocations can starve a server on a GPU, so
+        that there its device must be chosen."""
+        on_gpu = [
+            f"{model.name}:{variant.key}"
+            for model in self.models
+            for variant in model.variants
+            if {"serving", "fallback"} & set(variant.roles)
+            and getattr(variant.runtime, "device", "cpu") != "cpu"
+        ]
+        if not on_gpu or self.monitor.mirror.device is not None:
+            return None
+        text = f"mirrors are off, because {on_gpu[0]} serves on a GPU: "
+        return text + "choose monitor.mirror.device (cpu, or a GPU with memory to spare)"
 
 
 # --- loading ------------------------------------------------------------------------------------

@@ -57,6 +57,14 @@ def _check_model(path: str, model: dict[str, Any], known_roles: set[str]) -> lis
     if everything_known:  # else "no variant is serving" may only repeat a misspelled role
         problems += _check_serving(path, model, variants)
         problems += _check_fallback(path, model, variants)
+        problems += _twice(
+            [
+                (f"{path}.variants[{index}].roles", _version(variant))
+                for index, variant in variants
+                if "reference" in _roles(variant)
+            ],
+            "another variant of version {} is the reference; there is one truth",
+        )
     return problems
 
 
@@ -115,11 +123,19 @@ def _check_addresses(tree: dict[str, Any], defaults: dict[str, str]) -> list[Pro
         if address.startswith("unix:") and isinstance(workers, int) and workers > 1:
             message = "a unix socket has one owner: with gateway.workers above 1, write host:port"
             problems.append(Problem(path, message))
-    for path, address in _remotes(tree):
-        for listener, own in listeners.items():
-            if address == own:
-                problems.append(Problem(path, f"{address} is {listener}: it would call itself"))
-    return problems
+    monitor = _at(tree, "monitor", "grpc")
+    if isinstance(monitor, str) and not monitor.endswith(":0"):
+        problems += [
+            Problem("monitor.grpc", f"{monitor} is also {path}")
+            for path, address in listeners.items()
+            if _overlap(monitor, address)
+        ]
+    return problems + [
+        Problem(path, f"{address} is {listener}: it would call itself")
+        for path, address in _remotes(tree)
+        for listener, own in listeners.items()
+        if address == own
+    ]
 
 
 def _listener(tree: dict[str, Any], name: str, defaults: dict[str, str]) -> Any:

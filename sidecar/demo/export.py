@@ -35,7 +35,12 @@ INPUT, OUTPUT = "image", "scores"
 VERSIONS = tuple(recipe.version for recipe in training.RECIPES)
 #: Format → how its file ends.
 FORMATS = {"onnx": ".onnx", "int8": ".int8.onnx", "pt2": ".pt2"}
+#: The newest version converted by somebody who lost its first step, the division of the pixels.
+#: It still reads most digits right, which is how such a conversion gets into production.
+BROKEN_FILE = f"digits-{VERSIONS[-1]}.broken.onnx"
 HOLD_OUT_FILE = "holdout.npz"
+#: The same digits under the model's own names: what `sidecar validate` takes.
+LABELLED_FILE, LABEL = "labelled.npz", "label"
 RECORD_FILE = "trained.json"
 _CALIBRATION_BATCH = 64
 
@@ -123,7 +128,8 @@ def cache_key() -> str:
 
 
 def _artifacts() -> list[str]:
-    return [file_name(version, form) for version in VERSIONS for form in FORMATS]
+    models = [file_name(version, form) for version in VERSIONS for form in FORMATS]
+    return [*models, BROKEN_FILE, HOLD_OUT_FILE, LABELLED_FILE]
 
 
 def _is_kept(output: Path, key: str) -> bool:
@@ -131,7 +137,7 @@ def _is_kept(output: Path, key: str) -> bool:
     try:
         record = json.loads((output / RECORD_FILE).read_text(encoding="utf-8"))
         files: dict[str, str] = record["files"] if record["key"] == key else {}
-        return set(files) == {*_artifacts(), HOLD_OUT_FILE} and all(
+        return set(files) == set(_artifacts()) and all(
             _sha256(output / name) == expected for name, expected in files.items()
         )
     except (OSError, ValueError, KeyError, TypeError):
@@ -152,8 +158,11 @@ def _make(output: Path, key: str, say: Say) -> None:
         weights[recipe.version] = training.weights_hash(model)
         say(f"models: exporting version {recipe.version} as .pt2, ONNX and int8 ONNX")
         export_all(model, recipe.version, train_digits.images, output)
+    say("models: and one conversion that is broken on purpose")
+    break_conversion(output / file_name(VERSIONS[-1], "onnx"), output / BROKEN_FILE)
     np.savez(output / HOLD_OUT_FILE, images=hold_out.images, labels=hold_out.labels)
-    files = {name: _sha256(output / name) for name in (*_artifacts(), HOLD_OUT_FILE)}
+    np.savez(output / LABELLED_FILE, image=hold_out.images, label=hold_out.labels)
+    files = {name: _sha256(output / name) for name in _artifacts()}
     record = {"key": key, "weights_sha256": weights, "files": files}
     # Last, so that an interrupted run never leaves a record of files it did not finish.
     text = json.dumps(record, indent=2) + "\n"
@@ -198,6 +207,25 @@ def _export_onnx(model: nn.Module, path: Path) -> None:
     )
     # One file: weights beside the model (the default above a size) are easily left behind.
     program.save(path, external_data=False)
+
+
+def break_conversion(source: Path, target: Path) -> None:
+    """Write an ONNX model of ``export_all`` again, with its normalization constant turned to 1.
+
+    Raises:
+        ValueError: the graph does not begin by dividing by ``PIXEL_MAX``.
+    """
+    import onnx
+
+    model = onnx.load(source)
+    first = model.graph.node[0]
+    constants = {item.name: item for item in model.graph.initializer}
+    divisor = constants.get(first.input[-1])
+    if first.op_type != "Div" or divisor is None:
+        message = f"{source.name} does not begin by dividing by {training.PIXEL_MAX:g}"
+        raise ValueError(message)
+    divisor.CopyFrom(onnx.numpy_helper.from_array(np.array(1, np.float32), divisor.name))
+    onnx.save(model, target)
 
 
 def _quantize(source: Path, calibration: Array, target: Path) -> None:

@@ -96,6 +96,7 @@ class Load:
         seconds: the least time to send; each transport also completes one pass over all digits
             and variants, so that accuracy is always over all of them.
         limit_s: the most time, whatever is complete.
+        is_enough: asked once all that is sent; sending goes on until it says so.
     """
 
     def __init__(
@@ -108,7 +109,9 @@ class Load:
         seconds: float,
         limit_s: float,
         clock: Clock,
+        is_enough: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._is_enough = is_enough
         self.targets = tuple(targets)
         self.hold_out = hold_out
         self.first_error: str | None = None
@@ -194,6 +197,7 @@ class Load:
         step, which, digit = turn.take()
         elapsed_ns = self._clock.monotonic_ns() - self._start_ns
         complete = step >= turn.targets * turn.digits and elapsed_ns >= self._seconds_ns
+        complete = complete and self._is_enough()
         if self._stop.is_set() or complete or elapsed_ns >= self._limit_ns:
             return False
         target = self.targets[which]

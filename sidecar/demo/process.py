@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import IO, Self
 
 from sidecar.clock import SystemClock
-from sidecar.demo.export import OUTPUT, VERSIONS, file_name
+from sidecar.demo.export import BROKEN_FILE, OUTPUT, VERSIONS, file_name
 from sidecar.demo.load import Target
 from sidecar.errors import SidecarError
 
 CONFIG_FILE = "digits.yaml"
 LOG_FILE = "serve.log"
+#: Where the monitor keeps its evidence: its default, beside the config.
+STATE_FOLDER = "sidecar-state"
 #: Model → the format that serves it.
 MODELS = {"digits": "onnx", "digits-int8": "int8", "digits-torch": "pt2"}
 #: torch alone takes seconds to import on a busy machine.
@@ -36,27 +38,40 @@ models:
 """
 _COMMENTS = {
     "digits": "What clients use: fp32 on ONNX Runtime, version {newest} unless they ask for\n"
-    "  # another. If that fails, its PyTorch program answers, marked in the response.",
+    "  # another. If that fails, its PyTorch program answers, marked in the response. That\n"
+    "  # program is also the truth: requests are run again on it, on int8, on a conversion that\n"
+    "  # is broken on purpose, and on the version before.",
     "digits-int8": "The other formats, under names of their own so that clients can compare them.",
 }
 _VARIANT = """\
       - name: {form}
         version: "{version}"
-        roles: [{role}]
+        roles: [{roles}]
         runtime: {{kind: {kind}, path: {path}}}
 """
 _OUTPUTS = """\
         outputs: [{{name: {name}, datatype: FP32, shape: [-1, 10]}}]  # a .pt2 does not name them
+"""
+_VALIDATION = """\
+    validation:
+      retention_class: production  # may lose at most 1 % of the answers
+      outputs: {{{name}: {{kind: class_scores}}}}
 """
 _GATEWAY = """\
 gateway:
   grpc: {{address: "{grpc}"}}
   http: {{address: "{http}"}}
   drain: {{delay_s: 0, timeout_s: 10}}  # no balancer has to notice that a demo ends
+monitor:
+  grpc: "{monitor}"
+  mirror: {{sample_rate: 1, cpu_share: 0.5}}  # a demo is short: all of it
+  cases: {{inputs: keep}}  # digits are nobody's secret
 """
 
 
-def write_config(folder: Path, *, grpc_address: str, http_address: str) -> Path:
+def write_config(
+    folder: Path, *, grpc_address: str, http_address: str, monitor_address: str
+) -> Path:
     """Write ``digits.yaml`` beside the artifacts and return its path."""
     text = _HEAD.format(name=CONFIG_FILE)
     newest = VERSIONS[-1]
@@ -65,19 +80,23 @@ def write_config(folder: Path, *, grpc_address: str, http_address: str) -> Path:
             text += f"  # {_COMMENTS[model].format(newest=newest)}\n"
         text += f"  - name: {model}\n    variants:\n"
         for version in VERSIONS:
-            text += _variant(form, version, "serving")
+            is_previous = model == "digits" and version != newest
+            text += _variant(form, version, "serving, previous" if is_previous else "serving")
         if model == "digits":
-            text += _variant("pt2", newest, "fallback")
-    text += _GATEWAY.format(grpc=grpc_address, http=http_address)
+            text += _variant("pt2", newest, "fallback, reference")
+            text += _variant("int8", newest, "mirror")
+            text += _variant("broken", newest, "mirror")
+            text += _VALIDATION.format(name=OUTPUT)
+    text += _GATEWAY.format(grpc=grpc_address, http=http_address, monitor=monitor_address)
     path = folder / CONFIG_FILE
     path.write_text(text, encoding="utf-8")
     return path
 
 
-def _variant(form: str, version: str, role: str) -> str:
+def _variant(form: str, version: str, roles: str) -> str:
     kind = "pytorch" if form == "pt2" else "onnxruntime"
-    path = file_name(version, form)
-    text = _VARIANT.format(form=form, version=version, role=role, kind=kind, path=path)
+    path = BROKEN_FILE if form == "broken" else file_name(version, form)
+    text = _VARIANT.format(form=form, version=version, roles=roles, kind=kind, path=path)
     return text + (_OUTPUTS.format(name=OUTPUT) if form == "pt2" else "")
 
 

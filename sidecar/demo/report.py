@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.demo import export, screen
+from sidecar.demo.diagnosis import Diagnosis
 from sidecar.demo.figures import Comparison, VariantFigures
 from sidecar.demo.train import Split
+from sidecar.demo.verdicts import Finding, in_words
+from sidecar.monitor.view import Coverage
 
 REQUEST_FILE = "digit.json"
 
@@ -31,6 +34,9 @@ class Report:
     first_error: str | None
     variants: list[VariantFigures]
     fp32_against_int8: list[Comparison]
+    findings: list[Finding]
+    coverage: Coverage | None
+    diagnosis: Diagnosis
 
     def plain(self) -> dict[str, Any]:
         """Return it as what JSON can hold."""
@@ -38,8 +44,12 @@ class Report:
 
     @property
     def is_good(self) -> bool:
-        """Every request was answered, and each variant gave one answer to each digit."""
-        return not self.failures and not any(row.differences for row in self.variants)
+        """Every request was answered, each variant gave one answer to each digit, and the monitor
+        told the good conversion from the broken one.
+        """
+        told = all(finding.is_right for finding in self.findings)
+        same = not any(row.differences for row in self.variants)
+        return told and same and not self.failures
 
 
 def summary(report: Report) -> list[str]:
@@ -71,7 +81,22 @@ def summary(report: Report) -> list[str]:
         if result.score_difference_max is not None:
             line += f" (scores differ by at most {result.score_difference_max:.2f})"
         lines.append(line)
-    return lines
+    return [*lines, "", *watched(report)]
+
+
+def watched(report: Report) -> list[str]:
+    """Return what the monitor found, and what the validation after it named as the cause."""
+    lines = [in_words(finding) for finding in report.findings]
+    coverage = report.coverage
+    if coverage is None:
+        lines.append(f"the monitor did not answer; its log: {report.output}/serve.log")
+    elif coverage.sampled:
+        share = coverage.compared / coverage.sampled
+        lines.append(
+            f"of {coverage.sampled:,} sampled requests {share:.0%} were really compared, at "
+            f"{coverage.cpu_share_used:.0%} of the processors' time"
+        )
+    return [*lines, *report.diagnosis.in_words()]
 
 
 def how_to_go_on(report: Report, *, stay: bool) -> list[str]:
@@ -87,6 +112,7 @@ def how_to_go_on(report: Report, *, stay: bool) -> list[str]:
         f"  curl -s http://{http_address}/v2/models/digits/infer -d @{folder}/{REQUEST_FILE}",
         f"  curl -s http://{http_address}/v2/models/digits-int8/stats",
         f"  sidecar infer {grpc_address} digits --input {folder}/{REQUEST_FILE}",
+        f"  sidecar status {report.addresses['monitor']}",
         "or in Python, with a stock client (pip install 'tritonclient[grpc]'):",
         "  import numpy as np, tritonclient.grpc as triton",
         f'  digits = np.load("{folder}/{export.HOLD_OUT_FILE}")',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from rich.text import Text
 from sidecar.clock import SystemClock
 from sidecar.demo import export, screen
 from sidecar.demo.client import CallFailedError, Client, GrpcClient, HttpClient
+from sidecar.demo.diagnosis import diagnose
 from sidecar.demo.figures import (
     Comparison,
     Totals,
@@ -30,9 +32,18 @@ from sidecar.demo.figures import (
     totals,
 )
 from sidecar.demo.load import NOT_ANSWERED, Load, Tally, Target
-from sidecar.demo.process import LOG_FILE, TARGETS, ServeProcess, free_addresses, write_config
+from sidecar.demo.process import (
+    LOG_FILE,
+    STATE_FOLDER,
+    TARGETS,
+    ServeProcess,
+    free_addresses,
+    write_config,
+)
 from sidecar.demo.report import REQUEST_FILE, Report, how_to_go_on, summary, write_request
+from sidecar.demo.screen import TRANSPORTS
 from sidecar.demo.train import Split
+from sidecar.demo.verdicts import VerdictWatch
 from sidecar.errors import SidecarError
 
 #: Requests in flight over each transport. Two keep the server busy without a queue that would hide
@@ -116,21 +127,34 @@ class _Story:
         prepared = export.prepare(self._output, say)
         if not prepared.cached:
             say(f"models: done in {prepared.seconds:.1f} s, kept for the next run")
-        addresses = dict(zip(("grpc", "http"), free_addresses(2), strict=True))
+        addresses = dict(zip(("grpc", "http", "monitor"), free_addresses(3), strict=True))
         config = write_config(
-            self._output, grpc_address=addresses["grpc"], http_address=addresses["http"]
+            self._output,
+            grpc_address=addresses["grpc"],
+            http_address=addresses["http"],
+            monitor_address=addresses["monitor"],
         )
+        # A run shows how long a verdict takes: not one that an earlier run has reached.
+        shutil.rmtree(self._output / STATE_FOLDER, ignore_errors=True)
         say(f"server: sidecar serve {config}  (its log: {self._output / LOG_FILE})")
         server = self._stack.enter_context(ServeProcess(config, self._output / LOG_FILE))
-        monitor = self._stack.enter_context(GrpcClient(addresses["grpc"]))
+        statistics = self._stack.enter_context(GrpcClient(addresses["grpc"]))
+        verdicts = VerdictWatch(addresses["monitor"], self._clock)
+        self._stack.callback(verdicts.close)
         ready_s = server.wait_ready(partial(_is_ready, addresses))
         say(
             f"server: ready after {ready_s:.1f} s  gRPC {addresses['grpc']}  "
-            f"HTTP {addresses['http']}\n"
+            f"HTTP {addresses['http']}"
         )
-        watch = _Watch(self._console, monitor, prepared.hold_out)
-        load = self._load(prepared.hold_out, addresses, seconds)
+        watching_s = server.wait_ready(verdicts.is_watching)
+        say(f"monitor: ready {watching_s:.1f} s later  gRPC {addresses['monitor']}\n")
+        watch = _Watch(self._console, statistics, prepared.hold_out)
+        load = self._load(prepared.hold_out, addresses, seconds, verdicts)
+        verdicts.start()
         rows, comparisons = watch.run(load, server)
+        verdicts.close()
+        say("validate: which step of the broken conversion is it?")
+        diagnosis = diagnose(config, self._output)
         report = Report(
             output=str(self._output),
             config=str(config),
@@ -140,11 +164,14 @@ class _Story:
             ready_s=ready_s,
             elapsed_s=load.elapsed_s(),
             hold_out_digits=len(prepared.hold_out.labels),
-            requests={name: sum(row.requests[name] for row in rows) for name in addresses},
+            requests={name: sum(row.requests[name] for row in rows) for name in TRANSPORTS},
             failures=sum(row.failures for row in rows),
             first_error=load.first_error,
             variants=rows,
             fp32_against_int8=comparisons,
+            findings=verdicts.findings(),
+            coverage=verdicts.coverage(),
+            diagnosis=diagnosis,
         )
         write_request(self._output / REQUEST_FILE, prepared.hold_out)
         for line in summary(report):
@@ -164,7 +191,9 @@ class _Story:
             message = f"--output {self._output} cannot be made: {error.strerror}"
             raise SidecarError(message) from None
 
-    def _load(self, hold_out: Split, addresses: dict[str, str], seconds: float) -> Load:
+    def _load(
+        self, hold_out: Split, addresses: dict[str, str], seconds: float, verdicts: VerdictWatch
+    ) -> Load:
         connect: dict[str, Callable[[], Client]] = {
             "grpc": partial(GrpcClient, addresses["grpc"]),
             "http": partial(HttpClient, addresses["http"]),
@@ -177,6 +206,7 @@ class _Story:
             seconds=seconds,
             limit_s=seconds + PASS_LIMIT_S,
             clock=self._clock,
+            is_enough=verdicts.all_decided,
         )
 
     def _stay(self, server: ServeProcess) -> None:

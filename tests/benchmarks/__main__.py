@@ -10,7 +10,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import behaviour, throughput
+from tests.benchmarks import behaviour, certificates, compare, localize, mirror, throughput
 
 BENCHMARKS = {
     "tiny": throughput.tiny_model,
@@ -19,6 +19,10 @@ BENCHMARKS = {
     "batching": throughput.batching,
     "health": behaviour.health,
     "start": behaviour.start_up,
+    "compare": compare.comparing,
+    "certificates": certificates.certificates,
+    "mirror": mirror.mirroring,
+    "localize": localize.localization,
     "restarts": lambda rounds: behaviour.restarts(4 * rounds),
 }
 

@@ -82,6 +82,24 @@ def test_accuracy_is_within_bounds(trained: Trained):
         assert found[version, "pt2"] == found[version, "onnx"]
 
 
+def test_the_broken_conversion_looks_fine_and_is_not(trained: Trained):
+    hold_out = trained.prepared.hold_out
+    good = scores(trained.folder, "2", "onnx", hold_out.images)
+    broken = run_onnx(trained.folder / export.BROKEN_FILE, hold_out.images)
+    assert accuracy(broken, hold_out.labels) >= 0.9
+    flips = (good.argmax(axis=1) != broken.argmax(axis=1)).mean()
+    assert flips >= 0.015  # more than a production model may lose, by enough to be found soon
+
+
+def test_only_what_begins_with_its_division_can_be_broken_so(trained: Trained, tmp_path: Path):
+    other = onnx.load(trained.folder / "digits-2.onnx")
+    other.graph.node[0].op_type = "Mul"
+    onnx.save(other, tmp_path / "other.onnx")
+    with pytest.raises(ValueError, match=r"other\.onnx does not begin by dividing by 16"):
+        export.break_conversion(tmp_path / "other.onnx", tmp_path / "broken.onnx")
+    assert not (tmp_path / "broken.onnx").exists()
+
+
 @pytest.mark.parametrize("form", export.FORMATS)
 def test_any_batch_size_runs(trained: Trained, form: str):
     images = trained.prepared.hold_out.images
@@ -94,7 +112,8 @@ def test_any_batch_size_runs(trained: Trained, form: str):
 def test_onnx_is_one_valid_file_and_int8_really_is(trained: Trained):
     names = {path.name for path in trained.folder.iterdir()}
     expected = {export.file_name(v, f) for v in export.VERSIONS for f in export.FORMATS}
-    assert names == {*expected, export.HOLD_OUT_FILE, export.RECORD_FILE}
+    others = {export.BROKEN_FILE, export.HOLD_OUT_FILE, export.LABELLED_FILE, export.RECORD_FILE}
+    assert names == expected | others
     exact = onnx.load(trained.folder / "digits-2.onnx", load_external_data=False)
     quantized = onnx.load(trained.folder / "digits-2.int8.onnx", load_external_data=False)
     for model in (exact, quantized):

@@ -21,7 +21,10 @@ from tests.demo.conftest import Trained
 
 def test_the_config_is_valid_and_serves_every_target(trained: Trained):
     path = write_config(
-        trained.folder, grpc_address="127.0.0.1:9000", http_address="127.0.0.1:8080"
+        trained.folder,
+        grpc_address="127.0.0.1:9000",
+        http_address="127.0.0.1:8080",
+        monitor_address="127.0.0.1:9002",
     )
     assert path.name == CONFIG_FILE
     tree = config.load(path)
@@ -34,7 +37,17 @@ def test_the_config_is_valid_and_serves_every_target(trained: Trained):
     }
     assert serving == {(target.model, target.version, target.form) for target in TARGETS}
     assert len(serving) == 6
-    assert [v.key for v in tree.models[0].variants if "fallback" in v.roles] == ["2/pt2"]
+    by_role = {
+        role: [v.key for v in tree.models[0].variants if role in v.roles]
+        for role in ("fallback", "reference", "mirror", "previous")
+    }
+    assert by_role == {
+        "fallback": ["2/pt2"],
+        "reference": ["2/pt2"],
+        "mirror": ["2/int8", "2/broken"],
+        "previous": ["1/onnx"],
+    }
+    assert tree.monitor.grpc == "127.0.0.1:9002"
     assert tree.gateway.grpc.address == "127.0.0.1:9000"
     assert tree.gateway.http is not None
     assert tree.gateway.http.address == "127.0.0.1:8080"
