@@ -223,22 +223,6 @@ class SidecarConfig(Settings):
             return self.monitor.enabled
         return any(model.is_watched for model in self.models)
 
-    @property
-    def mirror_off(self) -> str | None:
-        """Why nothing is run again, if so: a mirror's allocations can starve a server on a GPU, so
-        that there its device must be chosen."""
-        on_gpu = [
-            f"{model.name}:{variant.key}"
-            for model in self.models
-            for variant in model.variants
-            if {"serving", "fallback"} & set(variant.roles)
-            and getattr(variant.runtime, "device", "cpu") != "cpu"
-        ]
-        if not on_gpu or self.monitor.mirror.device is not None:
-            return None
-        text = f"mirrors are off, because {on_gpu[0]} serves on a GPU: "
-        return text + "choose monitor.mirror.device (cpu, or a GPU with memory to spare)"
-
 
 # --- loading ------------------------------------------------------------------------------------
 

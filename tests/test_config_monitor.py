@@ -85,11 +85,14 @@ def on_gpu(monitor: dict | None = None) -> SidecarConfig:
     return parse(tree(serving, variant("pt", "reference"), monitor=monitor))
 
 
-def test_beside_a_server_on_a_gpu_mirrors_are_off_until_their_device_is_chosen():
-    assert "monitor.mirror.device" in str(on_gpu().mirror_off)
-    assert any("monitor.mirror.device" in note for note in notes(on_gpu()))
-    assert on_gpu({"mirror": {"device": "cpu"}}).mirror_off is None
-    assert parse(tree(SERVING, variant("pt", "reference"))).mirror_off is None
+def test_what_is_on_a_gpu_is_not_mirrored_until_the_device_is_chosen():
+    def noted(config: SidecarConfig) -> bool:
+        return any("monitor.mirror.device" in note for note in notes(config))
+
+    assert noted(on_gpu())
+    assert not noted(on_gpu({"mirror": {"device": "cpu"}}))
+    assert not noted(on_gpu({"enabled": False}))
+    assert not noted(parse(tree(SERVING, variant("pt", "reference"))))
 
 
 def test_a_watched_variant_that_nobody_watches_is_noted():

@@ -85,8 +85,15 @@ def _monitor_notes(config: SidecarConfig) -> list[str]:
     ]
     if watched and not config.monitored:
         return [f"nobody watches {', '.join(watched)}: monitor.enabled is false"]
-    if config.monitored and (reason := config.mirror_off):
-        return [reason]
+    on_gpu = [
+        f"{model.name}:{variant.key}"
+        for model in config.models
+        for variant in model.variants
+        if model.is_watched and getattr(variant.runtime, "device", "cpu") != "cpu"
+    ]
+    if config.monitored and on_gpu and config.monitor.mirror.device is None:
+        text = f"{', '.join(on_gpu)} will not be mirrored, being on a GPU: choose "
+        return [text + "monitor.mirror.device (cpu, or a GPU with memory to spare)"]
     return []
 
 

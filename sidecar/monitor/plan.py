@@ -1,7 +1,7 @@
 """Who is run and compared with whom, worked out from roles and from the copies that were loaded.
 
-The truth for a candidate is the reference of its own version; without one, any reference; without
-any, the answer that was served. Candidates are the variant that served, judged by its served
+The truth for a candidate is the reference of its own version; without one, for a mirror, the answer
+that was served. Candidates are the variant that served, judged by its served
 answer (not by running it again: what users got is what counts), and every mirror of its version.
 A new version and the previous one are another kind of pair: both are run again here, because a
 served call meets load and deadlines that a mirror does not.
@@ -153,9 +153,11 @@ class _Planner:
         same = [key for key in references if self._variants[key].version == version]
         if same:
             return same[0], ""
-        if not references:
+        if not references or "previous" in self._variants[candidate].roles:
             return "", ""
-        return references[0], f"{candidate} is compared with {references[0]}, of another version"
+        # A version that was trained anew is meant to differ: another one's truth is none for it.
+        said = f"{candidate} is not judged by {references[0]}, which is of another version"
+        return "", said
 
     def _served(self, served: str, newest: str) -> ServedPlan | None:
         info = self._copies.get(served)

@@ -116,11 +116,13 @@ def test_the_reference_of_the_same_version_is_the_truth():
     assert plan.message == ""
 
 
-def test_a_reference_of_another_version_will_do_and_is_said():
-    config = making.model(("1", "ref", ["reference"]), ("2", "b", ["serving"]))
+def test_a_reference_of_another_version_is_no_truth_and_that_is_said():
+    config = making.model(
+        ("1", "ref", ["reference"]), ("2", "b", ["serving"]), ("2", "int8", ["mirror"])
+    )
     plan = making.plan(config)
-    assert pairs(plan) == {"m:2/b": [("m:2/b", "m:1/ref", "certificate")]}
-    assert plan.message == "m:2/b is compared with m:1/ref, of another version"
+    assert pairs(plan) == {"m:2/b": [("m:2/int8", "m:2/b", "certificate")]}
+    assert "m:2/b is not judged by m:1/ref, which is of another version" in plan.message
 
 
 def test_without_a_reference_mirrors_are_compared_with_the_served_answer():
