@@ -5,7 +5,7 @@ it, and that it cannot start is said, and tried again.
 
 Messages, on a channel as the workers have::
 
-    supervisor → monitor   boot {tree, source, base_dir, addresses}
+    supervisor → monitor   boot {tree, source, base_dir, addresses, again}
     monitor → supervisor   ready {addresses, copies} · failed {message}
 """
 
@@ -56,6 +56,7 @@ class SupervisedMonitor:
             "source": str(source),
             "base_dir": str(source.parent.resolve()),
             "addresses": {"grpc": address},
+            "again": False,
         }
         self._selector = selector
         self._launch = launch
@@ -92,6 +93,9 @@ class SupervisedMonitor:
             channel.sendall(encode(self._boot))
         except OSError:
             self._kill()
+        if not self._boot["again"]:
+            self._say(f"monitor: loading its copies, pid {self.pid}; it watches when they are there")
+        self._boot["again"] = True
 
     def pause_s(self) -> float | None:
         """In how many seconds ``tick`` has something to do; ``None``: when something happens."""

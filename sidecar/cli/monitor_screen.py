@@ -35,7 +35,9 @@ def status_group(status: MonitorStatus, now_wall_ns: int) -> Group:
     for model in status.models:
         parts += [Text(), *_model(model)]
     if not status.models:
-        parts.append(Text("no model is watched", "yellow"))
+        loading = "its copies are being loaded: nothing is watched until they are there"
+        none = loading if status.state == "starting" else "no model is watched"
+        parts.append(Text(none, "yellow"))
     return Group(*parts)
 
 

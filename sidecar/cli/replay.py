@@ -61,7 +61,7 @@ def _run(where: str, path: Path | None, variants: Sequence[str], *, as_json: boo
         message = f"say where the variants are: --config CONFIG (the case is of {case.model}, "
         message += f"{case.baseline} and {case.candidate})"
         raise ReplayError(message)
-    result = replay(case, load(path), variants, SystemClock())
+    result = replay(case, load(path), variants, SystemClock(), isolate=True)
     if as_json:
         print_json([result])
     else:
@@ -69,7 +69,14 @@ def _run(where: str, path: Path | None, variants: Sequence[str], *, as_json: boo
     return exit_code([result])
 
 
-def replay(case: Case, config: SidecarConfig, variants: Sequence[str], clock: Clock) -> RunResult:
+def replay(
+    case: Case,
+    config: SidecarConfig,
+    variants: Sequence[str],
+    clock: Clock,
+    *,
+    isolate: bool = False,
+) -> RunResult:
     """Run a case and compare.
 
     Args:
@@ -77,6 +84,7 @@ def replay(case: Case, config: SidecarConfig, variants: Sequence[str], clock: Cl
         config: where the variants are.
         variants: as ``run`` takes them.
         clock: for the report's time, and for timing.
+        isolate: each variant in a process of its own: the case may be of one that crashed.
 
     Raises:
         ReplayError: the model or a variant is not in the config.
@@ -84,7 +92,7 @@ def replay(case: Case, config: SidecarConfig, variants: Sequence[str], clock: Cl
     """
     model = _model(case, config)
     reference, candidates, note = _chosen(case, model, variants)
-    with _Replay(case, model, reference, clock) as one:
+    with _Replay(case, model, reference, clock, isolate) as one:
         one.load([reference, *candidates])
         one.compare(candidates)
         return one.result(note)
@@ -144,6 +152,7 @@ class _Replay:
     model: ModelConfig
     reference: VariantConfig
     clock: Clock
+    isolate: bool
     results: dict[str, VariantResult] = field(default_factory=dict)
     loaded: dict[str, Runtime] = field(default_factory=dict)
     callers: dict[str, Caller] = field(default_factory=dict)
@@ -163,12 +172,15 @@ class _Replay:
     def load(self, variants: Sequence[VariantConfig]) -> None:
         """Load and run each; what fails is an error of that variant."""
         from sidecar import runtimes
+        from sidecar.validation import isolated
         from sidecar.validation.layout import Caller, layout_of, rows_in
 
         for variant in variants:
             self.results[variant.key] = _described(variant)
             try:
-                runtime = runtimes.build(variant)
+                runtime = (
+                    isolated.build(variant, self.clock) if self.isolate else runtimes.build(variant)
+                )
             except Exception as error:  # noqa: BLE001 - a broken variant is a finding
                 self.results[variant.key].errors.append(f"it cannot be loaded: {_said(error)}")
                 continue

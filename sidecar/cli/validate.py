@@ -36,6 +36,7 @@ class Request:
     localize: bool = False
     arbiter: bool = False
     one_at_a_time: bool = False
+    in_process: bool = False
     as_json: bool = False
 
 
@@ -65,6 +66,7 @@ def _run(request: Request) -> int:
         limits=parse_limits(request.limits),
         arbiter=request.arbiter,
         one_at_a_time=request.one_at_a_time,
+        isolated=not request.in_process,
         command=shlex.join(["sidecar", *sys.argv[1:]]),
     )
     found, notes = plans(

@@ -86,6 +86,13 @@ def _validate(
         bool,
         typer.Option("--one-at-a-time", help="Load one candidate at a time: slower, less memory."),
     ] = False,
+    in_process: Annotated[
+        bool,
+        typer.Option(
+            "--in-process",
+            help="Load variants into this process, for a debugger: one that crashes ends it.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare every variant with the reference, and judge.
@@ -98,7 +105,8 @@ def _validate(
         config, model=model, inputs=tuple(inputs or ()), labels=labels, label_output=label_output,
         rows=rows, seed=seed, batch_size=batch_size, reference=reference,
         variants=tuple(variants or ()), limits=tuple(limits or ()), report=report,
-        localize=localize, arbiter=arbiter, one_at_a_time=one_at_a_time, as_json=as_json,
+        localize=localize, arbiter=arbiter, one_at_a_time=one_at_a_time,
+        in_process=in_process, as_json=as_json,
     )  # fmt: skip
     raise typer.Exit(validate.run(request))
 

@@ -49,8 +49,9 @@ from sidecar.errors import SidecarError
 #: Requests in flight over each transport. Two keep the server busy without a queue that would hide
 #: what a stage costs.
 IN_FLIGHT = 2
-#: On top of `seconds`: how long the first pass over all digits may take on a slow machine.
-PASS_LIMIT_S = 60
+#: On top of `seconds`: how long the first pass over all digits, and the verdicts, may take on a
+#: slow machine.
+PASS_LIMIT_S = 120
 _REFRESH_S = 0.25
 _LINE_EVERY_S = 1.0
 #: A run without a terminal is as wide as its table.

@@ -18,6 +18,7 @@ from sidecar.config import SidecarConfig, load, parse
 from sidecar.config_runtime import MissingExtraError
 from sidecar.control import Connection
 from sidecar.errors import ConfigError, Problem, SidecarError
+from sidecar.monitor import priority
 from sidecar.monitor.mirror import Stopped
 
 if TYPE_CHECKING:
@@ -47,13 +48,14 @@ def _make(config: SidecarConfig, base_dir: Path, source: str) -> Monitor:
     return Monitor(config, base_dir, source, SystemClock())
 
 
-def _be_nice(config: SidecarConfig) -> None:
-    """Lower this process's priority; the mirror child inherits it."""
-    wanted = config.monitor.mirror.nice
-    missing = wanted - os.nice(0)
-    if missing > 0:
-        with contextlib.suppress(OSError):
-            os.nice(missing)
+def _be_nice(config: SidecarConfig, child_pid: int = 0) -> None:
+    """Lower the priority of this process and of its mirror child; who is started later inherits it.
+
+    Not before it is ready: at a low priority, on a machine whose processors are all taken, importing
+    and loading copies takes minutes, and meanwhile nothing is watched. A monitor that is started
+    *again* is low from the beginning: one that fails over and over must not hold serving up.
+    """
+    priority.lower([pid for pid in (os.getpid(), child_pid) if pid], config.monitor.mirror.nice)
 
 
 def _ask_to_stop(monitor: Monitor) -> None:
@@ -78,7 +80,6 @@ def run(config_path: Path) -> int:
         message += "to compare; give one such a role, or set monitor.enabled: true"
         raise ConfigError(str(config_path), [Problem("monitor", message)])
     logs.configure(config.log)
-    _be_nice(config)
     monitor = _make(config, config_path.parent.resolve(), str(config_path))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: _ask_to_stop(monitor))
@@ -90,6 +91,7 @@ def run(config_path: Path) -> int:
     except BaseException:
         monitor.close()
         raise
+    _be_nice(config, monitor.child_pid)
     for row in monitor.copies():
         where = row["error"] or row["device"] or "its signature only"
         logger.info("copy of %s:%s: %s", row["model"], row["variant"], where)
@@ -111,7 +113,8 @@ def run_supervised(control_fd: int) -> int:
         base_dir = Path(boot["base_dir"])
         config = parse(boot["tree"], source=boot["source"], base_dir=base_dir)
         logs.configure(config.log)
-        _be_nice(config)
+        if boot["again"]:
+            _be_nice(config)
         monitor = started = _make(config, base_dir, boot["source"])
         signal.signal(signal.SIGTERM, lambda *_: _ask_to_stop(started))
         threading.Thread(
@@ -129,6 +132,7 @@ def run_supervised(control_fd: int) -> int:
         if monitor is not None:
             monitor.close()
         return code
+    _be_nice(config, monitor.child_pid)
     ready = {"type": "ready", "addresses": bound, "copies": monitor.copies()}
     with contextlib.suppress(OSError):  # it is gone, which the thread that watches it sees
         connection.send(ready)

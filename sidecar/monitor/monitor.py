@@ -209,6 +209,11 @@ class Monitor:
         if self._server is not None:
             self._server.stop(_GRACE_S)
 
+    @property
+    def child_pid(self) -> int:
+        """Of the mirror child; 0 while there is none."""
+        return self._mirror.status().pid
+
     def copies(self) -> list[dict[str, Any]]:
         """What the mirror child has loaded, for people."""
         roles = {

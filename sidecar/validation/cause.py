@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sidecar import runtimes
 from sidecar.clock import Clock, SystemClock
 from sidecar.errors import RequestError, SidecarError
+from sidecar.validation import isolated
 from sidecar.validation.compare_sets import compare_rows
 from sidecar.validation.layout import Caller, Layout, RaggedError, Rows
 from sidecar.validation.localize import localize
@@ -19,6 +20,7 @@ from validators.verdict import Verdict
 
 if TYPE_CHECKING:
     from sidecar.config import VariantConfig
+    from sidecar.runtimes.base import Runtime
     from validators.policy import OutputPolicy
 
 SHRUNK = "failure:shrunk"
@@ -37,7 +39,8 @@ def explain(
     """Localize every candidate that did not pass, on its worst row, and shrink that row.
 
     What is found goes into ``VariantResult.divergence`` and ``Outcome.rows``; what cannot be found
-    becomes a note, never a verdict.
+    becomes a note, never a verdict. A candidate that ended its process is not localized: that runs
+    its graph in this one.
     """
     tell = on_progress or (lambda _what: None)
     if outcome.layout is None:
@@ -45,6 +48,10 @@ def explain(
     for variant in plan.candidates:
         result = outcome.result.variant(variant.key)
         if result is None or result.verdict is Verdict.PASS:
+            continue
+        if crash := outcome.crashes.get(variant.key):
+            text = f"{variant.key} was not localized, which runs it in this process: {crash}"
+            outcome.result.notes.append(text)
             continue
         row = _worst(outcome, variant.key)
         if row is None:
@@ -56,16 +63,21 @@ def explain(
         try:
             found = localize(plan.reference, variant, inputs)
             result.divergence = found.to_plain()
-        except SidecarError as error:
-            outcome.result.notes.append(f"{variant.key} was not localized: {error}")
+        # What a library makes of a broken graph must not cost the verdict that there is.
+        except Exception as error:  # noqa: BLE001
+            outcome.result.notes.append(f"{variant.key} was not localized: {_said(error)}")
         tell(f"shrinking an input of {variant.key}")
         try:
             smaller = _shrunk(outcome, plan.reference, variant, row, clock or SystemClock())
-        except SidecarError as error:
-            outcome.result.notes.append(f"{variant.key}: no input was shrunk: {error}")
+        except Exception as error:  # noqa: BLE001
+            outcome.result.notes.append(f"{variant.key}: no input was shrunk: {_said(error)}")
             continue
         if smaller is not None:
             outcome.rows.append(smaller)
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, SidecarError) else f"{type(error).__name__}: {error}"
 
 
 def as_request(rows: Rows, layout: Layout) -> Rows:
@@ -86,10 +98,10 @@ def _shrunk(
 ) -> KeptRow | None:
     layout, policies = outcome.layout, outcome.policies.get(variant.key, {})
     assert layout is not None
-    truth = Caller(reference.key, runtimes.build(reference), layout, clock)
+    truth = Caller(reference.key, _load(outcome, reference, clock), layout, clock)
     sides = [truth]
     try:
-        other = Caller(variant.key, runtimes.build(variant), layout, clock)
+        other = Caller(variant.key, _load(outcome, variant, clock), layout, clock)
         sides.append(other)
 
         def fails(rows: Rows) -> bool:
@@ -105,12 +117,16 @@ def _shrunk(
         for side in sides:
             side.runtime.close()
     before, after = found.values_before, found.values_left
-    text = f"{variant.key}: of {before} values in row {row.row} of {row.input_set}, {after} are "
-    outcome.result.notes.append(text + "enough to show it")
+    text = f"{variant.key}: of {before} values in row {row.row} of {row.input_set}, {after} "
+    outcome.result.notes.append(text + ("is" if after == 1 else "are") + " enough to show it")
     return KeptRow(
         row.variant, row.input_set, row.row, row.output, SHRUNK, found.inputs, outputs,
         decides=row.decides, score=row.score,
     )  # fmt: skip
+
+
+def _load(outcome: Outcome, variant: VariantConfig, clock: Clock) -> Runtime:
+    return isolated.build(variant, clock) if outcome.isolated else runtimes.build(variant)
 
 
 def _fails(

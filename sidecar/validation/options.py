@@ -33,6 +33,7 @@ class Options:
         limits: of the command line.
         arbiter: default limits are no tighter than what the reference shows against float64.
         one_at_a_time: never more than the reference and one candidate in memory.
+        isolated: each variant in a process of its own, so that one that crashes ends only itself.
         command: what was typed, for the report.
     """
 
@@ -45,6 +46,7 @@ class Options:
     limits: LimitTexts = field(default_factory=dict)
     arbiter: bool = False
     one_at_a_time: bool = False
+    isolated: bool = False
     command: str = ""
 
 
@@ -58,6 +60,8 @@ class Outcome:
         rows: the rows that differ most, with their tensors.
         policies: candidate's key → output → how it was compared.
         layout: what a row is; ``None`` when the reference could not be loaded.
+        crashes: variant's key → how it ended its process, of those that did.
+        isolated: as in ``Options``.
     """
 
     result: RunResult
@@ -65,3 +69,5 @@ class Outcome:
     rows: list[KeptRow] = field(default_factory=list)
     policies: dict[str, dict[str, OutputPolicy]] = field(default_factory=dict)
     layout: Layout | None = None
+    crashes: dict[str, str] = field(default_factory=dict)
+    isolated: bool = False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sidecar import runtimes
 from sidecar.clock import Clock, SystemClock
 from sidecar.errors import RequestError, SidecarError
-from sidecar.validation import facts
+from sidecar.validation import facts, isolated
 from sidecar.validation.compare_sets import Policies, ReferenceFailedError, SetRunner, Side
 from sidecar.validation.judging import Ran, judge
 from sidecar.validation.labels import label_output
@@ -45,7 +45,9 @@ def validate(
         run.execute()
     finally:
         run.close()
-    return judge(run.ran, clock.now_ns())
+    outcome = judge(run.ran, clock.now_ns())
+    outcome.isolated, outcome.crashes = options.isolated, run.crashes
+    return outcome
 
 
 class _Run:
@@ -55,15 +57,19 @@ class _Run:
         self.reference.result.is_reference = True
         self.sides = [_side(variant) for variant in plan.candidates]
         self.ran = Ran(plan, options, self.reference, self.sides, [], [], None, None)
+        self.crashes: dict[str, str] = {}
+        self._starting: dict[str, isolated.Starting] = {}
         self._done = 0
         self._total = 0
 
     def execute(self) -> None:
         """Load, run and compare everything."""
+        alone = self.options.one_at_a_time
+        for side in [self.reference] if alone else [self.reference, *self.sides]:
+            self._start(side)
         runtime = self._load(self.reference)
         if runtime is None:
             return
-        alone = self.options.one_at_a_time
         loaded = {} if alone else {side.config.key: self._load(side) for side in self.sides}
         signatures = [found.signature for found in loaded.values() if found is not None]
         layout = self.ran.layout = layout_of(runtime.signature, signatures)
@@ -91,15 +97,22 @@ class _Run:
                 if number == 0 and self.options.arbiter:
                     self._ask_arbiter(runner)
                 if alone:
-                    _close(sides[0])
+                    self._close(sides[0])
         except ReferenceFailedError as error:
             self.reference.result.errors.append(f"the reference did not answer {error}")
+
+    def _start(self, side: Side) -> None:
+        if self.options.isolated:
+            self._starting[side.config.key] = isolated.start(side.config, self.clock)
 
     def _load(self, side: Side) -> Runtime | None:
         key = side.config.key
         self.on_progress(self._done, self._total, f"loading {key}")
+        if key not in self._starting:
+            self._start(side)
+        starting = self._starting.pop(key, None)
         try:
-            runtime = runtimes.build(side.config)
+            runtime = runtimes.build(side.config) if starting is None else starting.finish()
         except SidecarError as error:
             side.result.errors.append(f"it cannot be loaded: {error}")
             return None
@@ -155,8 +168,17 @@ class _Run:
 
     def close(self) -> None:
         """Free every copy."""
+        for starting in self._starting.values():
+            starting.close()
         for side in (self.reference, *self.sides):
-            _close(side)
+            self._close(side)
+
+    def _close(self, side: Side) -> None:
+        if side.caller is not None:
+            side.caller.runtime.close()
+            if isinstance(side.caller.runtime, isolated.IsolatedRuntime):
+                if side.caller.runtime.crash:
+                    self.crashes[side.config.key] = side.caller.runtime.crash
 
 
 def _side(variant: VariantConfig) -> Side:
@@ -167,8 +189,3 @@ def _side(variant: VariantConfig) -> Side:
     except SidecarError as error:
         result.precision_note = f"not known: {error}"  # loading it will say the same
     return Side(variant, result)
-
-
-def _close(side: Side) -> None:
-    if side.caller is not None:
-        side.caller.runtime.close()

@@ -27,8 +27,8 @@ from sidecar.clock import SystemClock
 from sidecar.demo.client import GrpcClient
 from tests.demo.conftest import Trained
 
-pytestmark = pytest.mark.timeout(300)
-LIMIT_S = 180
+pytestmark = pytest.mark.timeout(400)
+LIMIT_S = 280
 
 
 @pytest.fixture
@@ -145,9 +145,26 @@ def test_a_run_measures_every_variant_and_leaves_nothing_behind(folder: Path):
         assert result["disagreements"] <= digits * 0.01
         assert result["score_difference_max"] > 1e-3
 
+    assert_the_monitor_told(report)
     assert "kept from an earlier run" in done.stderr
     assert "\x1b[" not in done.stderr  # no terminal: lines, not a live table
     assert_nothing_left(folder, *report["addresses"].values())
+
+
+def assert_the_monitor_told(report: dict) -> None:
+    """int8 is certified, the broken conversion found, and its cause named."""
+    int8, broken = report["findings"]
+    assert (int8["candidate"], int8["verdict"]) == ("digits:2/int8", "PASS")
+    assert int8["bound"] < int8["limit"] == 0.01
+    assert (broken["candidate"], broken["verdict"]) == ("digits:2/broken", "FAIL")
+    assert broken["rate"] > 0.01
+    assert 0 < report["coverage"]["compared"] <= report["coverage"]["sampled"]
+    diagnosis = report["diagnosis"]
+    assert (diagnosis["verdict"], diagnosis["problem"]) == ("FAIL", "")
+    assert diagnosis["first"]["onnx_node"] == "node_div"
+    assert "image / PIXEL_MAX" in diagnosis["first"]["source"]
+    assert diagnosis["accuracy"] > 0.9
+    assert "<svg" in Path(diagnosis["report"]).read_text(encoding="utf-8")
 
 
 def test_on_a_terminal_it_is_live_and_stays_up_until_ctrl_c(folder: Path):
@@ -157,6 +174,7 @@ def test_on_a_terminal_it_is_live_and_stays_up_until_ctrl_c(folder: Path):
         assert "\x1b[?25l" in demo.text  # the cursor is hidden while a table is live
         assert "▀" in demo.text
         assert "accuracy" in demo.text
+        assert "found broken after" in demo.text
         match = re.search(r"gRPC (127\.0\.0\.1:\d+)  HTTP (127\.0\.0\.1:\d+)", demo.text)
         assert match is not None
         grpc_address, http_address = match.groups()

@@ -11,10 +11,12 @@ import sys
 import threading
 import urllib.request
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
 from sidecar.demo import report
+from sidecar.demo.process import write_config
 from tests.benchmarks.tools import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -36,13 +38,20 @@ def place(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(trained.folder, folder / "demo-output")
     report.write_request(folder / "demo-output" / report.REQUEST_FILE, trained.prepared.hold_out)
-    ports = {"9000": str(free_port()), "8080": str(free_port())}
+    ports = {port: str(free_port()) for port in ("9000", "8080", "9002")}
 
     def adapt(text: str) -> str:
-        return re.sub(r"\b(9000|8080)\b", lambda match: ports[match.group(1)], text)
+        return re.sub(r"\b(9000|8080|9002)\b", lambda match: ports[match.group(1)], text)
 
     config = next(block for block in blocks("yaml") if block.startswith("models:"))
-    (folder / "demo-output" / "mine.yaml").write_text(adapt(config))
+    monitor = f'monitor: {{grpc: "127.0.0.1:{ports["9002"]}"}}\n'  # elsewhere its default is free
+    (folder / "demo-output" / "mine.yaml").write_text(adapt(config) + monitor)
+    write_config(
+        folder / "demo-output",
+        grpc_address="127.0.0.1:0",
+        http_address="127.0.0.1:0",
+        monitor_address="127.0.0.1:0",
+    )
     return folder, adapt
 
 
@@ -50,7 +59,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
     return subprocess.run(
         ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True,
-        timeout=60, check=False,
+        timeout=120, check=False,
     )  # fmt: skip
 
 
@@ -83,8 +92,13 @@ def test_every_other_command(place):
         outputs = {}
         for command in after:
             done = run(adapt(command), folder)
+            if command.startswith("sidecar status"):
+                done = until_the_monitor_is_ready(adapt(command), folder)
             assert done.returncode == 0, (command, done.stderr)
             outputs[command] = done.stdout
+        gate = [text for command, text in outputs.items() if "sidecar validate" in command]
+        assert ["exit code 1" in text for text in gate] == [False, True]
+        assert "node_div" in gate[1]
         assert outputs[next(c for c in after if "health" in c)].strip() == "200"
         assert '"scores"' in outputs[next(c for c in after if "versions/1" in c)]
         check_python(folder, adapt)
@@ -93,6 +107,14 @@ def test_every_other_command(place):
         assert process.wait(timeout=60) == 0
     rest.join()
     process.stderr.close()
+
+
+def until_the_monitor_is_ready(command: str, folder: Path) -> subprocess.CompletedProcess:
+    deadline_s = monotonic() + 90
+    while True:
+        done = run(command, folder)
+        if done.returncode == 0 or monotonic() > deadline_s:
+            return done
 
 
 def check_python(folder: Path, adapt) -> None:
