@@ -94,7 +94,7 @@ class SupervisedMonitor:
         except OSError:
             self._kill()
         if not self._boot["again"]:
-            self._say(f"monitor: loading its copies, pid {self.pid}; it watches when they are there")
+            self._say(f"monitor: starting, pid {self.pid}; it watches once its copies are loaded")
         self._boot["again"] = True
 
     def pause_s(self) -> float | None:

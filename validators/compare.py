@@ -144,7 +144,10 @@ def _shapes(left: Array, right: Array, comparator: Comparator) -> str:
     if left.ndim == 0:
         return "a scalar has no rows; the caller gives it a first axis"
     if left.shape[0] != right.shape[0]:
-        return f"the reference has {left.shape[0]} rows, the candidate {right.shape[0]}"
+        hint = (
+            ": are the axes in another order?" if sorted(left.shape) == sorted(right.shape) else ""
+        )
+        return f"the reference has {left.shape[0]} rows, the candidate {right.shape[0]}{hint}"
     if left.shape[0] == 0:
         return "no rows, so nothing was compared"
     if not comparator.variable_length and left.shape != right.shape:

@@ -54,10 +54,13 @@ def infer_policy(
 
     ValueError for an unknown precision.
     """
+    declared = shape
     if sample is not None:
         shape = tuple(sample.shape)
+        declared = declared if len(declared) == len(shape) else shape
     kind, why, options = _infer(set(_words(name)), spec_datatype.upper(), shape, sample)
-    written = ", ".join("?" if size < 0 else str(size) for size in shape)
+    # How many rows the sample has says nothing about the output.
+    written = ", ".join(["rows", *("?" if size < 0 else str(size) for size in declared[1:])])
     sentence = (
         f"{name!r} ({spec_datatype} [{written}]) is compared as {kind}: {why}. If it is something "
         f"else, set validation.outputs.{name}.kind of the model"

@@ -199,10 +199,10 @@ def _decide_batches(
     before = disagrees(origin, result.limits)[np.array(input_set.origin_rows)]
     changed = disagrees(measured, result.limits) & ~before
     k, n, start = int(changed.sum()), result.rows, 0
-    known = f" ({result.disagreements - k} more disagree there too)"
+    result.known = result.disagreements - k
+    known = f" ({result.known} more disagree there too)" if result.known else ""
     result.reasons = [
-        f"{k} of {n} rows agree in {input_set.origin} and not in these batches"
-        + (known if result.disagreements > k else "")
+        f"{k} of {n} rows agree in {input_set.origin} and not in these batches{known}"
     ]
     bad = []
     for size in input_set.batch_sizes:

@@ -120,6 +120,8 @@ class OutputResult:
         rows: compared.
         invalid_rows: non-finite on one side only; they count as disagreeing.
         disagreements: rows over any limit, or invalid.
+        known: of a ``batch`` set, those that disagree in the set of its origin as well: they are
+            not held against the variant again.
         limits: what was asked.
         metrics: metric → its values over the rows.
         sketches: name (``"abs_error"``, ``"margin"``) → a ``LogHistogram`` in plain form.
@@ -142,6 +144,12 @@ class OutputResult:
     certificate: dict[str, Any] | None = None
     verdict: Verdict = Verdict.INVALID
     reasons: list[str] = field(default_factory=list)
+    known: int = 0
+
+    @property
+    def held(self) -> int:
+        """The rows that are held against the variant."""
+        return self.disagreements - self.known
 
 
 @dataclass(slots=True)

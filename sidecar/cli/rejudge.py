@@ -91,10 +91,10 @@ def changes(before: RunResult, after: RunResult) -> list[str]:
             found.append(f"{new.key}: {old.verdict} → {new.verdict}")
         for one, other in zip(old.groups, new.groups, strict=True):
             for was, now in zip(one.outputs, other.outputs, strict=True):
-                if (was.verdict, was.disagreements) != (now.verdict, now.disagreements):
+                if (was.verdict, was.held) != (now.verdict, now.held):
                     found.append(
                         f"{new.key}, {other.input_set}, {now.output!r}: {was.verdict} with "
-                        f"{was.disagreements} rows → {now.verdict} with {now.disagreements}"
+                        f"{was.held} rows → {now.verdict} with {now.held}"
                     )
     return found
 

@@ -69,17 +69,18 @@ def show(console: Console, result: RunResult) -> None:
 
     note = f"  [dim]({escape(result.reference_note)})[/]" if result.reference_note else ""
     console.print(f"[bold]{escape(result.model)}[/]  against {escape(result.reference)}{note}")
-    origins = {item.name: item.origin for item in result.inputs}
     rows = [
-        (variant.key, group.input_set, group.decides, output, origins.get(group.input_set, ""))
+        (variant.key, group.input_set, group.decides, output)
         for variant in result.variants
         for group in variant.groups
         for output in group.outputs
     ]
     if rows:
         console.print(_table(rows))
+    for text in _batches(result):
+        console.print(f"[dim]{escape(text)}[/]")
     for variant in result.variants:
-        if not variant.is_reference:
+        if variant.errors or not variant.is_reference:
             _show_variant(console, variant)
     for text in _inferred(result):
         console.print(f"[dim]{escape(text)}[/]")
@@ -93,7 +94,8 @@ def show(console: Console, result: RunResult) -> None:
 def _show_variant(console: Console, variant: VariantResult) -> None:
     from rich.markup import escape
 
-    console.print(f"{_colored(variant.verdict)}  [bold]{escape(variant.key)}[/]")
+    role = ", the reference" if variant.is_reference else ""
+    console.print(f"{_colored(variant.verdict)}  [bold]{escape(variant.key)}[/]{role}")
     if (labels := variant.labels) is not None:
         console.print(
             f"    accuracy {labels.accuracy:.2%} (reference {labels.reference_accuracy:.2%}), "
@@ -101,53 +103,75 @@ def _show_variant(console: Console, variant: VariantResult) -> None:
             f"{labels.rows}"
         )
     for reason in variant.reasons:
-        console.print(f"    {escape(reason)}")
+        console.print(f"    {escape(reason.rstrip())}")
     for warning in variant.warnings:
         console.print(f"    [yellow]warning[/] {escape(warning)}")
     if variant.divergence is not None:
         console.print(f"    [cyan]cause[/] {escape(str(variant.divergence.get('text', '')))}")
-    for case in variant.worst[:3]:
+    # A row that agrees is nothing to run again: the report has those that come closest.
+    for case in [case for case in variant.worst if case.reason.startswith("failure:")][:3]:
         console.print(f"    [dim]{escape(case.reason)}[/] {escape(case.replay)}")
 
 
-def _table(rows: Sequence[tuple[str, str, bool, OutputResult, str]]) -> RenderableType:
+def _batches(result: RunResult) -> list[str]:
+    """What the count of a ``batch`` set means, where rows disagree that did so before."""
+    origins = {item.name: item.origin for item in result.inputs}
+    known = {
+        group.input_set
+        for variant in result.variants
+        for group in variant.groups
+        for output in group.outputs
+        if output.known
+    }
+    return [
+        f"{name}: counted are the rows that only another batch changed; those that disagree in "
+        f"{origins[name]} as well are held against the variant there"
+        for name in sorted(known)
+    ]
+
+
+def _table(rows: Sequence[tuple[str, str, bool, OutputResult]]) -> RenderableType:
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
     for column in ("variant", "inputs", "output", "rows", "disagree", "worst", "verdict"):
         right = column in {"rows", "disagree"}
-        wraps = column in {"output", "worst"}
-        table.add_column(column, justify="right" if right else "left", no_wrap=not wraps)
-    before = ""
-    for key, name, decides, output, origin in rows:
+        # Names are as long as they like: they are what gives way.
+        wraps = column in {"variant", "inputs", "output", "worst"}
+        table.add_column(
+            column, justify="right" if right else "left", no_wrap=not wraps, overflow="fold"
+        )
+    before = ("", "")
+    for key, name, decides, output in rows:
         warned = not decides and not output.problems and output.verdict is not Verdict.PASS
         verdict = "[yellow]warning[/]" if warned else _colored(output.verdict)
-        if origin and output.disagreements and output.verdict is Verdict.PASS:
-            verdict += f" (as {escape(origin)})"
         # The table's own cells are text of files and models: never markup.
         table.add_row(
-            "" if key == before else escape(key), escape(name), escape(output.output),
-            str(output.rows), str(output.disagreements), escape(_worst(output)), verdict,
+            "" if key == before[0] else escape(key),
+            "" if (key, name) == before else escape(name), escape(output.output),
+            str(output.rows), str(output.held), escape(_worst(output)), verdict,
         )  # fmt: skip
-        before = key
+        before = (key, name)
     return table
 
 
 def _worst(output: OutputResult) -> str:
-    """The worst value of a metric beside its limit, the first that is violated; or what is wrong.
+    """The worst value of a metric beside its limit, the first that is violated.
 
-    One metric, for a terminal of 80 columns; the others are in the report.
+    One metric, for a terminal of 80 columns; the others are in the report, and what is wrong with
+    an output that could not be compared is told below the table.
     """
     if output.problems:
-        return output.problems[0]
+        return "see below"
     said = ""
     for limit in output.limits:
         summary = output.metrics.get(limit.metric)
         if summary is not None and summary.count:
             value = summary.max if limit.op == "<=" else summary.min
-            text = f"{limit.metric} {value:.4g} ({limit.op} {limit.value:g})"
+            # In two parts, so that a narrow column is broken before the limit and not within it.
+            text = f"{limit.metric} {value:.4g} ({limit.op}{limit.value:g})"
             if summary.violations:
                 return text
             said = said or text

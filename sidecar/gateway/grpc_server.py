@@ -7,7 +7,7 @@ import threading
 from concurrent import futures
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from sidecar.config import GatewayConfig, ServerTlsConfig
@@ -15,6 +15,7 @@ from sidecar.errors import ConfigError, Problem
 from sidecar.gateway.core import Gateway
 from sidecar.gateway.grpc_pool import GrpcPool
 from sidecar.gateway.servicer import SERVICE, generic_handler
+from sidecar.health import HealthServicer
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +27,7 @@ class GrpcServers:
         self._gateway = gateway
         self._config = config
         self._pool = GrpcPool(gateway.pool, gateway.admission)
-        # Watch answers from whoever changes the state, so that no thread is held by a watcher.
-        self._health_threads = futures.ThreadPoolExecutor(2, thread_name_prefix="health")
-        self._health = health.HealthServicer(
-            experimental_non_blocking=True, experimental_thread_pool=self._health_threads
-        )
+        self._health = HealthServicer()
         self._servers: list[grpc.Server] = []
         self._stopped = threading.Event()
         self.set_serving(serving=False)
@@ -51,7 +48,7 @@ class GrpcServers:
         bound = {"grpc": self._listen("gateway.grpc", addresses["grpc"], self._main())}
         if "health" in addresses:
             server = self._server(futures.ThreadPoolExecutor(2, "health-plain"))
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+            self._health.add_to_server(server)
             bound["health"] = self._listen("gateway.health", addresses["health"], server, tls=False)
         if "admin" in addresses:
             server = self._main(trusted=True)
@@ -84,7 +81,7 @@ class GrpcServers:
     def _main(self, *, trusted: bool = False) -> grpc.Server:
         server = self._server(self._pool)
         server.add_generic_rpc_handlers((generic_handler(self._gateway, trusted=trusted),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        self._health.add_to_server(server)
         if self._config.grpc.reflection:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
@@ -121,7 +118,7 @@ class GrpcServers:
         for event in events:
             event.wait()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._health_threads.shutdown(wait=False, cancel_futures=True)
+        self._health.close()
 
 
 def _credentials(config: ServerTlsConfig, path: str) -> grpc.ServerCredentials:

@@ -237,7 +237,7 @@ class Tap:
         return sock
 
     def _send_until_lost(self, sock: socket.socket) -> None:
-        told: dict[str, int] = {}
+        told: dict[str, int] | None = None  # where counts begin is told even when they are 0
         tell_at_s = 0.0
         while not self._stopped.is_set():
             if monotonic() >= tell_at_s:

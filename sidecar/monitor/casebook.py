@@ -51,10 +51,14 @@ class Casebook:
                     self._offer_compared(batch, position, item, limited)
             for item, answer in batch.failed:
                 self._offer_failed(batch, item, answer.failure, answer.error)
+        offered = {
+            id(item) for batch in compared for item, a in batch.failed if a.failure == "crash"
+        }
         for item in items:
-            if item.set_aside and item.culprit:
-                pair = next(p for p in item.plan.pairs if not p.blocked)
-                named = PairBatch(pair)
+            if item.set_aside and item.culprit and id(item) not in offered:
+                pairs = [pair for pair in item.plan.pairs if not pair.blocked]
+                its = (pair for pair in pairs if item.culprit in {pair.candidate, pair.baseline})
+                named = PairBatch(next(its, pairs[0]))
                 self._offer_failed(named, item, "crash", item.set_aside)
 
     def _offer_compared(

@@ -23,6 +23,7 @@ import socket
 import stat
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,18 +135,21 @@ class ExchangeListener:
         with self._lock:
             return sum(connection.greeted for connection in self._connections.values())
 
-    def tap_counters(self) -> dict[str, int]:
-        """The gateway's counts of what was sampled, dropped and not mirrored, over all workers.
+    def worker_counters(self) -> dict[int, dict[str, int]]:
+        """Worker → the gateway's counts of what was sampled, dropped and not mirrored.
 
         Since ``serve`` began, not since this monitor did; as old as the last frame, at most about
         a second. A worker that was restarted goes on in its predecessor's counts.
         """
-        total: dict[str, int] = {}
         with self._lock:
-            for counters in self._counters.values():
-                for name, count in counters.items():
-                    total[name] = total.get(name, 0) + count
-        return total
+            return {worker: dict(counters) for worker, counters in self._counters.items()}
+
+    def tap_counters(self) -> dict[str, int]:
+        """The same, over all workers."""
+        total = Counter[str]()
+        for counters in self.worker_counters().values():
+            total.update(counters)
+        return dict(total)
 
     # --- connections ----------------------------------------------------------------------------
 

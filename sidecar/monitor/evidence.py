@@ -10,11 +10,19 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from sidecar.clock import Clock
-from sidecar.monitor.rows import CertificateRow, EvidenceKey, EvidenceRow, SketchRow, StoreError
+from sidecar.monitor import blocks
+from sidecar.monitor.rows import (
+    CertificateRow,
+    EvidenceKey,
+    EvidenceRow,
+    Remark,
+    SketchRow,
+    StoreError,
+)
 from validators.sketches import LogHistogram
 
 if TYPE_CHECKING:
@@ -43,7 +51,12 @@ class Evidence:
         self._sketches: dict[EvidenceKey, LogHistogram] = {}
         self._older_sketches: dict[EvidenceKey, LogHistogram] = {}
         self._certificates: dict[CertificateKey, CertificateRow] = {}
+        self._remarks: dict[EvidenceKey, Remark] = {}
+        self._changed_remarks: set[EvidenceKey] = set()
         self._changed: set[EvidenceKey] = set()
+        self._changed_older: dict[tuple[EvidenceKey, str], EvidenceRow] = {}
+        self._gone: set[tuple[EvidenceKey, str]] = set()
+        self._has_new_block = False
         self._changed_sketches: set[EvidenceKey] = set()
         self._changed_certificates: set[CertificateKey] = set()
         self._generation: int | None = None
@@ -54,10 +67,26 @@ class Evidence:
     def add(self, key: EvidenceKey, cells: Mapping[str, float]) -> None:
         """Add to a key's cells; numbers are finite."""
         with self._lock:
-            own = self._own.setdefault(key, {})
+            own = self._own.get(key)
+            if own is None:
+                own = self._own[key] = {}
+                self._has_new_block = self._has_new_block or key.block > 0
             for name, count in cells.items():
                 own[name] = own.get(name, 0.0) + float(count)
             self._changed.add(key)
+
+    def set_cells(self, key: EvidenceKey, cells: Mapping[str, float]) -> None:
+        """Set a key's cells of this life: where somebody else counts."""
+        with self._lock:
+            if self._own.get(key) != cells:
+                self._own[key] = dict(cells)
+                self._changed.add(key)
+
+    def remark(self, key: EvidenceKey, remark: Remark) -> None:
+        """Remember what is worth it of an output; ``key`` is without a metric."""
+        with self._lock:
+            if self._remarks.setdefault(key, Remark()).merge(remark):
+                self._changed_remarks.add(key)
 
     def add_sketch(self, key: EvidenceKey, sketch: LogHistogram) -> None:
         """Merge a histogram into a key's."""
@@ -98,6 +127,19 @@ class Evidence:
         with self._lock:
             return dict(self._own.get(key, {}))
 
+    def latest_cells(self, key: EvidenceKey) -> Cells:
+        """Cells of a key as the latest of the earlier lives left them."""
+        with self._lock:
+            rows = [row for row in self._older_rows if row.key == key]
+            return dict(max(rows, key=lambda row: row.updated_ns).cells) if rows else {}
+
+    def remarks(self, key: EvidenceKey) -> Remark:
+        """What was remembered of an output, over all lives."""
+        with self._lock:
+            found = Remark()
+            found.merge(self._remarks.get(key, found))
+            return found
+
     def all_keys(self) -> list[EvidenceKey]:
         """All keys of which anything was ever counted."""
         with self._lock:
@@ -126,7 +168,10 @@ class Evidence:
                 for key, cells in self._own.items()
             ]
             return [
-                row for row in (*self._older_rows, *own) if model is None or row.key.model == model
+                row
+                for row in (*self._older_rows, *own)
+                # Of no model: what the monitor keeps of itself.
+                if row.key.model and model in {None, row.key.model}
             ]
 
     # --- the store ----------------------------------------------------------------------------
@@ -141,16 +186,14 @@ class Evidence:
             StoreError: it cannot be read.
         """
         rows, sketches = store.evidence(), store.sketches()
-        certificates = store.certificates()
+        certificates, remarks = store.certificates(), store.remarks()
         with self._lock:
             self.incarnation = store.incarnation
-            self._older.clear()
             self._older_sketches.clear()
             self._older_rows = [row for row in rows if row.incarnation != self.incarnation]
-            for row in self._older_rows:
-                cells = self._older.setdefault(row.key, {})
-                for name, count in row.cells.items():
-                    cells[name] = cells.get(name, 0.0) + count
+            self._sum_older()
+            for place, remark in remarks.items():
+                self._remarks.setdefault(place, Remark()).merge(remark)
             for sketch in sketches:
                 if sketch.incarnation != self.incarnation:
                     self._merge_older(sketch)
@@ -160,6 +203,43 @@ class Evidence:
                 if own is None or own.best_log_e < certificate.best_log_e:
                     self._certificates[key] = certificate
             self._generation = store.generation
+            self._has_new_block = True
+
+    def _sum_older(self) -> None:
+        self._older.clear()
+        for row in self._older_rows:
+            cells = self._older.setdefault(row.key, {})
+            for name, count in row.cells.items():
+                cells[name] = cells.get(name, 0.0) + count
+
+    def _join_blocks(self) -> None:
+        """Join blocks of pairs that are long past: this life's, and in step with it the others'.
+
+        (A stretch that began for one life and not for another would be a start of neither.)
+        """
+        self._has_new_block = False
+        own = [EvidenceRow(key, "", cells) for key, cells in self._own.items()]
+        changed, gone = blocks.join([*self._older_rows, *own])
+        if not gone:
+            return
+        older = {(row.key, row.incarnation): row for row in self._older_rows}
+        for key, life in gone:
+            if life:
+                del older[key, life]
+                self._changed_older.pop((key, life), None)
+            else:
+                del self._own[key]
+                self._changed.discard(key)
+            self._gone.add((key, life or self.incarnation))
+        for row in changed:
+            if row.incarnation:
+                older[row.key, row.incarnation] = row
+                self._changed_older[row.key, row.incarnation] = row
+            else:
+                self._own[row.key] = row.cells
+                self._changed.add(row.key)
+        self._older_rows = list(older.values())
+        self._sum_older()
 
     def _merge_older(self, row: SketchRow) -> None:
         try:
@@ -174,7 +254,12 @@ class Evidence:
         if store.generation != self._generation:
             self._note_all(store.generation)
         with self._lock:
+            if self._has_new_block:
+                self._join_blocks()
             changed, self._changed = self._changed, set()
+            older, self._changed_older = self._changed_older, {}
+            gone, self._gone = self._gone, set()
+            remarks, self._changed_remarks = self._changed_remarks, set()
             sketches, self._changed_sketches = self._changed_sketches, set()
             certificates, self._changed_certificates = self._changed_certificates, set()
             now_ns = self._clock.now_ns()
@@ -183,12 +268,21 @@ class Evidence:
                 SketchRow(key, self.incarnation, self._sketches[key].to_plain(), now_ns)
                 for key in sketches
             ]
+            rows += older.values()
             certificate_rows = [self._certificates[key] for key in certificates]
+            remark_rows = {key: Remark(**asdict(self._remarks[key])) for key in remarks}
         try:
-            _write(store, rows, sketch_rows, certificate_rows)
+            if rows or gone:
+                store.put_evidence(rows, gone)
+            if remark_rows:
+                store.put_remarks(remark_rows)
+            _write(store, sketch_rows, certificate_rows)
         except StoreError as error:
             with self._lock:
-                self._changed |= changed
+                self._changed |= changed & self._own.keys()
+                self._changed_older = older | self._changed_older
+                self._gone |= gone
+                self._changed_remarks |= remarks
                 self._changed_sketches |= sketches
                 self._changed_certificates |= certificates
             if not self._failing:  # once, not every two seconds
@@ -205,6 +299,7 @@ class Evidence:
         with self._lock:
             self._generation = generation
             self._changed |= self._own.keys()
+            self._changed_remarks |= self._remarks.keys()
             self._changed_sketches |= self._sketches.keys()
             self._changed_certificates |= self._certificates.keys()
 
@@ -215,12 +310,9 @@ def _certificate_key(row: CertificateRow) -> CertificateKey:
 
 def _write(
     store: Store,
-    rows: list[EvidenceRow],
     sketches: list[SketchRow],
     certificates: Iterable[CertificateRow],
 ) -> None:
-    if rows:
-        store.put_evidence(rows)
     if sketches:
         store.put_sketches(sketches)
     for row in certificates:

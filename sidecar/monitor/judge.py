@@ -12,7 +12,7 @@ from sidecar.config_validation import RETENTION_LIMITS
 from sidecar.monitor.events import EventLog
 from sidecar.monitor.evidence import Cells, CertificateKey, Evidence
 from sidecar.monitor.plan import ModelPlan, Pair
-from sidecar.monitor.record import Recorder, whole_hash
+from sidecar.monitor.record import whole_hash
 from sidecar.monitor.rows import EvidenceKey
 from sidecar.monitor.view import CertificateView
 from validators.sequential.certificate import certify_live, evidence_under, log_e, log_e_over
@@ -37,19 +37,16 @@ class Judge:
 
     Args:
         plans: model → its plan.
-        problems: as ``Recorder.problems``: first structural problems, for sentences.
     """
 
     def __init__(
         self,
         evidence: Evidence,
         plans: Mapping[str, ModelPlan],
-        recorder: Recorder,
         events: EventLog,
     ) -> None:
         self._evidence = evidence
         self._plans = plans
-        self._recorder = recorder
         self._events = events
         self._known: dict[tuple[EvidenceKey, float, float], _Known] = {}
 
@@ -100,15 +97,22 @@ class Judge:
         known.n = n
         threshold = -math.log(alpha)
         now = log_e(cells.get("k", 0.0), n, limit)
-        known.log_e_over = max(known.log_e_over, log_e_over(cells.get("k", 0.0), n, limit))
+        over = log_e_over(cells.get("k", 0.0), n, limit)
+        latched = certificate_key(key, limit, alpha, over=True)
+        self._evidence.note_certificate(latched, over, certified=over >= threshold)
+        known.log_e_over = max(over, self._best(latched))
         name = certificate_key(key, limit, alpha)
-        row = self._evidence.certificate(name)
-        best = max(now, row.best_log_e) if row is not None else now
+        best = max(now, self._best(name))
         self._evidence.note_certificate(name, now, certified=best >= threshold)
         before, known.verdict = known.verdict, _verdict(cells, best, known.log_e_over, threshold)
         began = before is None and known.verdict is Verdict.INCONCLUSIVE
         if before is not known.verdict and not began and not quiet:
             self._tell(plan, pair, key, known.verdict)
+
+    def _best(self, name: CertificateKey) -> float:
+        """The best evidence that was ever seen, over all lives."""
+        row = self._evidence.certificate(name)
+        return row.best_log_e if row is not None else -math.inf
 
     def _tell(self, plan: ModelPlan, pair: Pair, key: EvidenceKey, verdict: Verdict) -> None:
         view = self.certificate(plan, pair, key)
@@ -123,15 +127,15 @@ class Judge:
         """What is known of one output, for people."""
         cells = self._evidence.cells(key)
         if cells.get("structural"):
-            sides = (pair.candidate, pair.baseline, key.output)
-            problem = self._recorder.problems.get(sides, "their structures differ")
+            problem = self._evidence.remarks(replace(key, metric="")).problem
+            problem = problem or "their structures differ"
             counted = f"{cells['structural']:g} of {cells['n']:g} answers"
             return f"{counted} cannot be compared: {problem}"
         limit, alpha = _terms(plan)
-        row = self._evidence.certificate(certificate_key(key, limit, alpha))
-        best = row.best_log_e if row is not None else -math.inf
+        best = self._best(certificate_key(key, limit, alpha))
+        over = self._best(certificate_key(key, limit, alpha, over=True))
         n = int(cells.get("n", 0))
-        return certify_live(cells.get("k", 0.0), n, limit, alpha, best).sentence
+        return certify_live(cells.get("k", 0.0), n, limit, alpha, best, over).sentence
 
     def certificate(self, plan: ModelPlan, pair: Pair, key: EvidenceKey) -> CertificateView:
         """A certificate as it stands now."""
@@ -148,7 +152,8 @@ class Judge:
                 known.view, best_log_e=max(best, known.view.best_log_e),
                 certified_wall_ns=certified_ns,
             )  # fmt: skip
-        found = certify_live(k, n, limit, alpha, best, known.log_e_over)
+        over = self._best(certificate_key(key, limit, alpha, over=True))
+        found = certify_live(k, n, limit, alpha, best, over)
         verdict = _verdict(cells, found.log_e, found.log_e_over, -math.log(alpha))
         now = log_e(k, n, limit)
         known.view = CertificateView(
@@ -175,9 +180,14 @@ def _terms(plan: ModelPlan) -> tuple[float, float]:
     return RETENTION_LIMITS[validation.retention_class], validation.alpha
 
 
-def certificate_key(key: EvidenceKey, limit: float, alpha: float) -> CertificateKey:
-    """What a certificate is latched by: the best evidence is evidence for one rate only."""
-    policy = f"{key.policy}<{limit:g}@{alpha:g}"
+def certificate_key(
+    key: EvidenceKey, limit: float, alpha: float, *, over: bool = False
+) -> CertificateKey:
+    """What a certificate is latched by: the best evidence is evidence for one rate only.
+
+    With ``over``: the evidence that the rate is over the limit, which is latched as well.
+    """
+    policy = f"{key.policy}{'>' if over else '<'}{limit:g}@{alpha:g}"
     return key.model, key.candidate, key.baseline, key.output, policy
 
 

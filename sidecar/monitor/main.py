@@ -51,8 +51,8 @@ def _make(config: SidecarConfig, base_dir: Path, source: str) -> Monitor:
 def _be_nice(config: SidecarConfig, child_pid: int = 0) -> None:
     """Lower the priority of this process and of its mirror child; who is started later inherits it.
 
-    Not before it is ready: at a low priority, on a machine whose processors are all taken, importing
-    and loading copies takes minutes, and meanwhile nothing is watched. A monitor that is started
+    Not before it is ready: where the processors are all taken, importing and loading copies at a
+    low priority can take minutes, and meanwhile nothing is watched. A monitor that is started
     *again* is low from the beginning: one that fails over and over must not hold serving up.
     """
     priority.lower([pid for pid in (os.getpid(), child_pid) if pid], config.monitor.mirror.nice)

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sidecar.clock import Clock
@@ -42,11 +42,15 @@ class Stopped(Exception):  # noqa: N818 - not an error: the monitor is asked to 
 
 @dataclass(slots=True)
 class _Work:
-    """What is left of a batch: the jobs, and the answers they have so far by run."""
+    """What is left of a batch: the jobs, and the answers they have so far by run.
+
+    ``crashed``: index of a job → what ended the child on it, and the variant.
+    """
 
     jobs: list[Job]
     outcomes: list[Outcome | None]
     known: list[dict[int, Answer]]
+    crashed: dict[int, tuple[str, str]] = field(default_factory=dict)
 
 
 class MirrorProcess:
@@ -255,7 +259,8 @@ class MirrorProcess:
     def _settle(self, work: _Work, index: int) -> None:
         known, runs = work.known[index], work.jobs[index].runs
         if work.outcomes[index] is None and len(known) == len(runs):
-            work.outcomes[index] = Outcome([known[number] for number in range(len(runs))])
+            answers = [known[number] for number in range(len(runs))]
+            work.outcomes[index] = Outcome(answers, *work.crashed.get(index, ("", "")))
 
     def _attempt(self, work: _Work, left: list[int]) -> bool:
         """Let the child work on what is left; ``False``: it ended, and nobody knows by what."""
@@ -316,7 +321,13 @@ class MirrorProcess:
             self._end("restarting", "timeouts", f"{variant}: {text}")
         else:
             how = self._child.how_it_ended()
-            work.outcomes[index] = Outcome(set_aside=f"{variant} ended ({how})", culprit=variant)
+            text = f"{variant} ended ({how})"
+            if self._child.was_killed():  # for want of memory, or by somebody: not by what it ran
+                work.outcomes[index] = Outcome(set_aside=text, culprit=variant)
+            else:
+                work.known[index][number] = Answer(None, "crash", text)
+                work.crashed[index] = text, variant
+                self._settle(work, index)
             self._end("restarting", "crashes", f"{variant} ended it ({how})")
         if self.suspensions.blame(variant):
             logger.error("%s hung or ended the mirror child again: suspended for a while", variant)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import signal
 import socket
 import struct
 import subprocess
@@ -82,6 +83,10 @@ class Link:
         except subprocess.TimeoutExpired:
             return "it closed its channel"
         return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    def was_killed(self) -> bool:
+        """Whether it was ended from outside, as a signal tells that no library raises by itself."""
+        return self._process.poll() in {-signal.SIGKILL, -signal.SIGTERM}
 
     def resident_bytes(self) -> int:
         """Its memory; 0 when it is gone."""

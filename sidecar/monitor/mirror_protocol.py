@@ -29,6 +29,11 @@ _WORDS = 8
 _JOB, _RUN, _SINCE_NS, _LOADING, _DONE = range(5)
 
 
+#: Kinds of failure: that say what the answer would have been (none), and all that are a version's.
+ERRORS = frozenset({"error", "crash"})
+FAILURES = ERRORS | {"timeout"}
+
+
 @dataclass(frozen=True, slots=True)
 class Composition:
     """The batch that a job's rows stand in, other than alone; the answer is that of its own rows.
@@ -80,7 +85,7 @@ class Answer:
     Attributes:
         outputs: name → array; ``None`` when it failed.
         failure: empty, or ``error`` (the model raised), ``timeout`` (it ran too long and was
-            ended), ``absent`` (there is no copy, or it is suspended): nothing is known of it.
+            ended), ``crash`` (it ended the process), ``absent`` (there is no copy, or it is suspended): nothing is known of it.
         error: what was wrong, for people.
         compute_ns: monotonic time around the runtime's ``infer`` alone.
     """
@@ -96,9 +101,10 @@ class Outcome:
     """What became of one job.
 
     Attributes:
-        answers: one a run, in the order of the job's runs; empty when it was set aside.
-        set_aside: why its answers are unknown: it ended the child. Never to be tried again.
-        culprit: the variant that was executing then.
+        answers: one a run, in the order of the job's runs; empty when nothing is known.
+        set_aside: why the exchange is set aside: a variant ended the child on it, and is never
+            given it again. (The others are: whose error it was can be told by their answers only.)
+        culprit: the variant that was executing when the child ended.
     """
 
     answers: list[Answer] = field(default_factory=list)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from sidecar.monitor.exchanges import Item
 from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.judge import Judge
 from sidecar.monitor.keeper import Keeper
+from sidecar.monitor.ledger import Ledger
 from sidecar.monitor.mirror import MirrorProcess, Stopped
 from sidecar.monitor.mirror_protocol import CopyInfo
 from sidecar.monitor.plan import ModelPlan, make_plan, wanted_copies
@@ -88,8 +90,9 @@ class Monitor:
             noise_rate=settings.mirror.noise_rate, flush_s=settings.flush_s, clock=clock,
             on_crash=self._on_crash,
         )  # fmt: skip
-        self._judge = Judge(self._evidence, self._plans, self._worker.recorder, self._events)
-        self._board = StatusBoard(self._evidence, self._judge, self._worker.recorder)
+        self._judge = Judge(self._evidence, self._plans, self._events)
+        self._board = StatusBoard(self._evidence, self._judge)
+        self._ledger = Ledger(self._evidence)
         self._looking = threading.Lock()
         self._listener: ExchangeListener | None = None
         self._server: MonitorServer | None = None
@@ -176,6 +179,7 @@ class Monitor:
         """Once a second: certificates, and the sampling rate."""
         with self._looking:
             self._judge.look()
+        self._counts()
         rate = self._rate.update(
             used=self._budget.tick(),
             budget=self._budget.share,
@@ -205,6 +209,7 @@ class Monitor:
             self._casebook.close()
         with self._looking:
             self._judge.look()
+        self._counts()
         self._keeper.close()
         if self._server is not None:
             self._server.stop(_GRACE_S)
@@ -268,23 +273,37 @@ class Monitor:
             config=self._source,
         )
 
-    def _coverage(self) -> Coverage:
-        taps = self._listener.tap_counters() if self._listener is not None else {}
-        dropped = {
-            name.removeprefix("tap_dropped_"): count
-            for name, count in taps.items()
-            if name.startswith("tap_dropped_")
+    def _counts(self) -> dict[str, int]:
+        """What was sampled and what became of it, over all lives, by the names of ``Ledger``."""
+        taps = self._listener.worker_counters() if self._listener is not None else {}
+        worker = self._worker
+        dropped = self._ingest.dropped + worker.dropped
+        own = {
+            "received": self._ingest.received,
+            "compared": worker.compared,
+            "set_aside": worker.set_aside,
+            **{f"dropped_{reason}": n for reason, n in dropped.items()},
+            **{f"not_mirrored_{reason}": n for reason, n in worker.reader.not_mirrored.items()},
         }
-        dropped |= self._ingest.dropped | self._worker.dropped
-        not_mirrored = dict(self._worker.reader.not_mirrored)
+        return self._ledger.note(taps, own)
+
+    def _coverage(self) -> Coverage:
+        counts = self._counts()
+        dropped, not_mirrored = Counter[str](), Counter[str]()
+        for name, count in counts.items():
+            for prefix, reasons in (
+                ("tap_dropped_", dropped), ("dropped_", dropped), ("not_mirrored_", not_mirrored),
+            ):  # fmt: skip
+                if name.startswith(prefix):
+                    reasons[name.removeprefix(prefix)] += count
         for name in ("shared_memory", "sequence", "too_large", "unclear"):
-            not_mirrored[name] = not_mirrored.get(name, 0) + taps.get(f"tap_{name}", 0)
+            not_mirrored[name] += counts.get(f"tap_{name}", 0)
         settings = self._config.monitor
         return Coverage(
-            sampled=taps.get("tap_sampled", 0),
-            received=self._ingest.received,
-            compared=self._worker.compared,
-            set_aside=self._worker.set_aside,
+            sampled=counts.get("tap_sampled", 0),
+            received=counts.get("received", 0),
+            compared=counts.get("compared", 0),
+            set_aside=counts.get("set_aside", 0),
             dropped={name: count for name, count in sorted(dropped.items()) if count},
             not_mirrored={name: count for name, count in sorted(not_mirrored.items()) if count},
             rate=self._rate.rate,

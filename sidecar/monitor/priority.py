@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-#: A thread that is made while this looks is seen by the next look; more than a few are never needed.
+#: A thread that is made while this looks is seen by the next look; a few are always enough.
 _LOOKS_MAX = 10
 
 

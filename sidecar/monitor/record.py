@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from sidecar.monitor.compare import BatchResult, Comparer, OutputResult
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchanges import Item
-from sidecar.monitor.mirror_protocol import Answer
+from sidecar.monitor.mirror_protocol import ERRORS, FAILURES, Answer
 from sidecar.monitor.plan import Pair
-from sidecar.monitor.rows import EvidenceKey
+from sidecar.monitor.rows import EvidenceKey, Remark
 from sidecar.runtimes.base import Array
 from validators.comparators import metric_specs
 
@@ -47,17 +47,10 @@ def whole_hash(identity: str, hashes: Mapping[str, str]) -> str:
 
 
 class Recorder:
-    """Compares what the child answered, and counts.
-
-    Attributes:
-        worst: (candidate, baseline, output) → metric → the worst value of this life.
-        problems: (candidate, baseline, output) → the first structural problem of this life.
-    """
+    """Compares what the child answered, and counts."""
 
     def __init__(self, evidence: Evidence) -> None:
         self._evidence = evidence
-        self.worst: dict[tuple[str, str, str], dict[str, float]] = {}
-        self.problems: dict[tuple[str, str, str], str] = {}
 
     def certificates(self, items: Sequence[Item]) -> list[PairBatch]:
         """Compare candidates with their truth, for every certificate pair of these items."""
@@ -124,7 +117,7 @@ class Recorder:
         pair = batch.pair
         candidate = item.answer(pair, pair.candidate)
         truth = item.answer(pair, pair.baseline)
-        if candidate is None or truth is None or item.set_aside:
+        if candidate is None or truth is None:
             return
         if candidate.outputs is not None and truth.outputs is not None:
             batch.items.append(item)
@@ -132,11 +125,11 @@ class Recorder:
             batch.candidates.append(dict(candidate.outputs))
             return
         failures = [("candidate", candidate), ("baseline", truth)]
-        cells = {side: 1.0 for side, answer in failures if answer.failure in {"error", "timeout"}}
+        cells = {side: 1.0 for side, answer in failures if answer.failure in FAILURES}
         if cells:
             key = EvidenceKey(pair.model, pair.candidate, pair.baseline, "", "failures")
             self._evidence.add(key, cells)
-        if candidate.failure in {"error", "timeout"} and truth.outputs is not None:
+        if candidate.failure in FAILURES and truth.outputs is not None:
             batch.failed.append((item, candidate))
             if pair.policies is not None:
                 pair.policies.ensure(truth.outputs, batched=pair.batched)
@@ -163,7 +156,7 @@ class Recorder:
                 key = EvidenceKey(*sides, name, metric, f"{pair.identity}-")
             self._evidence.add(key, _cells(output))
             if metric == "disagrees":
-                self._note(pair, key, output)
+                self._note(key, output)
         if "" in keys:
             seen = result.rows > 0
             cells = {
@@ -174,31 +167,28 @@ class Recorder:
             }
             self._evidence.add(keys[""], cells)
 
-    def _note(self, pair: Pair, key: EvidenceKey, output: OutputResult) -> None:
-        sides = (pair.candidate, pair.baseline, output.output)
-        if output.problems and sides not in self.problems:
-            self.problems[sides] = next(iter(output.problems.values()))
+    def _note(self, key: EvidenceKey, output: OutputResult) -> None:
         for name, sketch in output.sketches.items():
             place = EvidenceKey(
                 key.model, key.candidate, key.baseline, key.output, name, key.policy
             )
             self._evidence.add_sketch(place, sketch)
-        if not output.kind:
-            return
-        worst = self.worst.setdefault(sides, {})
-        specs = metric_specs(output.kind)
+        remark = Remark(problem=next(iter(output.problems.values()), ""))
+        specs = metric_specs(output.kind) if output.kind else {}
         for metric, values in output.worst.items():
-            reduce = np.fmax if specs[metric].worse == "higher" else np.fmin
-            found = float(reduce.reduce(values))
+            is_higher = specs[metric].worse == "higher"
+            found = float((np.fmax if is_higher else np.fmin).reduce(values))
             if not np.isnan(found):
-                worst[metric] = float(reduce(worst.get(metric, np.nan), found))
+                (remark.highest if is_higher else remark.lowest)[metric] = found
+        self._evidence.remark(replace(key, metric=""), remark)
 
     def _count_failures(self, batch: PairBatch) -> None:
         """An error on a request that the truth answered is a wrong answer, to every row of it.
 
+        So is the end of the process: of what is served, the client would have got nothing at all.
         A timeout is not: it says nothing about what the answer would have been.
         """
-        errors = [item for item, answer in batch.failed if answer.failure == "error"]
+        errors = [item for item, answer in batch.failed if answer.failure in ERRORS]
         if not errors or batch.pair.policies is None:
             return
         rows = sum(item.rows for item in errors)

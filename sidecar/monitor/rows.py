@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sidecar.errors import SidecarError
@@ -58,6 +59,48 @@ class SketchRow:
     incarnation: str
     plain: dict[str, Any]
     updated_ns: int = 0
+
+
+@dataclass(slots=True)
+class Remark:
+    """What is worth remembering of one output beside its counts; grows, over all lives.
+
+    Attributes:
+        highest: metric → its worst value, of metrics that are worse when higher; ``lowest``: of the
+            others.
+        problem: the first structural problem, as people read it; empty when there was none.
+    """
+
+    highest: dict[str, float] = field(default_factory=dict)
+    lowest: dict[str, float] = field(default_factory=dict)
+    problem: str = ""
+
+    def merge(self, other: Remark) -> bool:
+        """Take in another one of the same output; returns whether anything became another."""
+        before = (dict(self.highest), dict(self.lowest), self.problem)
+        for name, value in other.highest.items():
+            self.highest[name] = max(self.highest.get(name, value), value)
+        for name, value in other.lowest.items():
+            self.lowest[name] = min(self.lowest.get(name, value), value)
+        self.problem = self.problem or other.problem
+        return before != (self.highest, self.lowest, self.problem)
+
+    @property
+    def worst(self) -> dict[str, float]:
+        """Metric → its worst value."""
+        return {**self.highest, **self.lowest}
+
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"highest": self.highest, "lowest": self.lowest, "problem": self.problem}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Remark:
+        """The inverse of ``to_plain``."""
+        return cls(
+            dict(plain.get("highest", {})), dict(plain.get("lowest", {})),
+            str(plain.get("problem", "")),
+        )  # fmt: skip
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from sidecar.errors import (
@@ -29,6 +29,7 @@ from sidecar.errors import (
     RequestError,
     SidecarError,
 )
+from sidecar.health import HealthServicer
 from sidecar.monitor.rows import EvidenceRow
 from sidecar.monitor.view import MonitorView
 from sidecar.monitor.view_messages import to_message
@@ -55,10 +56,7 @@ class MonitorServer:
 
     def __init__(self, view: MonitorView, *, watchers_max: int = WATCHERS_MAX) -> None:
         threads = watchers_max + _OTHER_THREADS
-        self._health_threads = futures.ThreadPoolExecutor(1, thread_name_prefix="health")
-        self._health = health.HealthServicer(
-            experimental_non_blocking=True, experimental_thread_pool=self._health_threads
-        )
+        self._health = HealthServicer()
         self._stopping = threading.Event()
         self._server = grpc.server(
             futures.ThreadPoolExecutor(threads, thread_name_prefix="monitor-grpc"),
@@ -73,7 +71,7 @@ class MonitorServer:
         )
         servicer = _Servicer(view, watchers_max, self._stopping)
         self._server.add_generic_rpc_handlers((servicer.handler(),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._health.add_to_server(self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         self.set_serving(serving=True)
@@ -103,7 +101,7 @@ class MonitorServer:
         self.set_serving(serving=False)
         self._stopping.set()
         self._server.stop(grace_s).wait()
-        self._health_threads.shutdown(wait=False, cancel_futures=True)
+        self._health.close()
 
 
 class _Servicer:

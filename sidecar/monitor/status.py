@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.judge import Judge
 from sidecar.monitor.plan import ModelPlan, Pair
-from sidecar.monitor.record import Recorder
 from sidecar.monitor.rows import EvidenceKey
 from sidecar.monitor.versions import NEW_MS, PREVIOUS_MS
 from sidecar.monitor.view import ModelStatus, NoiseView, OutputStatus, PairStatus
@@ -20,10 +20,9 @@ _Bounds = tuple[float, float]
 class StatusBoard:
     """Builds ``ModelStatus``; for any thread, one at a time."""
 
-    def __init__(self, evidence: Evidence, judge: Judge, recorder: Recorder) -> None:
+    def __init__(self, evidence: Evidence, judge: Judge) -> None:
         self._evidence = evidence
         self._judge = judge
-        self._recorder = recorder
         self._bounds: dict[tuple[EvidenceKey, float], tuple[float, float, _Bounds]] = {}
 
     def model(self, plan: ModelPlan) -> ModelStatus:
@@ -69,7 +68,6 @@ class StatusBoard:
         policy = policies.get(key.output)
         alpha = plan.config.validation.alpha
         lower, upper = self._bounds_of(key, n, k, alpha)
-        sides = (pair.candidate, pair.baseline, key.output)
         return OutputStatus(
             output=key.output,
             kind=policy.kind if policy is not None else "",
@@ -85,7 +83,7 @@ class StatusBoard:
             upper=upper,
             noise=self._noise(pair, key, alpha, upper),
             certificate=self._judge.certificate(plan, pair, key),
-            worst=dict(self._recorder.worst.get(sides, {})),
+            worst=self._evidence.remarks(replace(key, metric="")).worst,
         )
 
     def _noise(

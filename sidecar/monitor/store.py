@@ -17,7 +17,7 @@ import socket
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +26,14 @@ from typing import Any, NoReturn
 from sidecar import __version__
 from sidecar.clock import Clock
 from sidecar.monitor import view
-from sidecar.monitor.rows import CertificateRow, EvidenceKey, EvidenceRow, SketchRow, StoreError
+from sidecar.monitor.rows import (
+    CertificateRow,
+    EvidenceKey,
+    EvidenceRow,
+    Remark,
+    SketchRow,
+    StoreError,
+)
 from sidecar.monitor.store_files import (
     DATABASE,
     FolderLock,
@@ -35,6 +42,7 @@ from sidecar.monitor.store_files import (
     is_damage,
     is_moved,
     move_aside,
+    reason_of,
     size_bytes,
 )
 from sidecar.monitor.view import CaseView, VerdictEvent
@@ -129,6 +137,7 @@ class Store:
                 }  # fmt: skip
                 tables.upsert(connection, tables.INCARNATIONS, [life])
                 store_fold.fold(connection)
+                store_fold.fold_blocks(connection)
         except tables.NewerSchemaError as error:
             message = (
                 f"{self.path} was written by a newer release ({error}): upgrade model-sidecar, or "
@@ -136,7 +145,7 @@ class Store:
             )
             raise StoreError(message) from None
         except (OSError, sqlite3.Error, sa.exc.SQLAlchemyError) as error:
-            message = f"{self.path} cannot be opened: {_reason(error)}"
+            message = f"{self.path} cannot be opened: {reason_of(error)}"
             raise StoreError(message) from None
 
     def _set_damaged_aside(self) -> None:
@@ -181,8 +190,8 @@ class Store:
         origin = getattr(error, "orig", None)
         self._is_broken = is_damage(origin) or is_moved(origin)
         message = (
-            f"{self.path} cannot be written: {_reason(error)}; counting goes on in memory, and is "
-            "written when that is possible again"
+            f"{self.path} cannot be written: {reason_of(error)}; counting goes on in memory, and "
+            "is written when that is possible again"
         )
         self._note(message)
         raise StoreError(message) from None
@@ -212,7 +221,7 @@ class Store:
                 return list(connection.execute(statement).mappings())
         except sa.exc.SQLAlchemyError as error:
             self._is_broken = self._is_broken or is_damage(getattr(error, "orig", None))
-            message = f"{self.path} cannot be read: {_reason(error)}"
+            message = f"{self.path} cannot be read: {reason_of(error)}"
             raise StoreError(message) from None
 
     def _readable(
@@ -227,8 +236,15 @@ class Store:
 
     # --- evidence and sketches --------------------------------------------------------------------
 
-    def put_evidence(self, rows: Sequence[EvidenceRow]) -> None:
+    def put_evidence(
+        self, rows: Sequence[EvidenceRow], gone: Iterable[tuple[EvidenceKey, str]] = ()
+    ) -> None:
         """Write counts, replacing those of the same key and incarnation.
+
+        Args:
+            rows: each with all of its cells.
+            gone: keys and incarnations whose counts are part of ``rows`` now; of ``rows`` and
+                ``gone`` both happen, or neither.
 
         Raises:
             ValueError: a cell is not finite.
@@ -237,8 +253,9 @@ class Store:
             if not all(math.isfinite(count) for count in row.cells.values()):
                 message = f"evidence that is not finite: {row}"
                 raise ValueError(message)
-        values = [_keyed(row, "cells", row.cells) for row in rows]
+        values = [tables.evidence_values(row) for row in rows]
         with self._writing() as connection:
+            tables.remove(connection, tables.EVIDENCE, gone)
             tables.upsert(connection, tables.EVIDENCE, values)
 
     def evidence(self, model: str | None = None) -> list[EvidenceRow]:
@@ -252,7 +269,7 @@ class Store:
 
     def put_sketches(self, rows: Sequence[SketchRow]) -> None:
         """Write sketches, replacing those of the same key and incarnation."""
-        values = [_keyed(row, "plain", row.plain) for row in rows]
+        values = [tables.sketch_values(row) for row in rows]
         with self._writing() as connection:
             tables.upsert(connection, tables.SKETCHES, values)
 
@@ -267,7 +284,18 @@ class Store:
             statement = statement.where(table.c.model == model)
         return self._readable(table.name, self._read(statement), value)
 
-    # --- certificates -----------------------------------------------------------------------------
+    # --- remarks and certificates -----------------------------------------------------------------
+
+    def put_remarks(self, remarks: Mapping[EvidenceKey, Remark]) -> None:
+        """Write remarks, replacing those of the same output; keys are without a metric."""
+        values = [tables.remark_values(key, remark) for key, remark in remarks.items()]
+        with self._writing() as connection:
+            tables.upsert(connection, tables.REMARKS, values)
+
+    def remarks(self) -> dict[EvidenceKey, Remark]:
+        """Return all remarks."""
+        rows = self._readable("remarks", self._read(sa.select(tables.REMARKS)), "plain")
+        return dict(map(tables.remark_of, rows))
 
     def put_certificate(
         self, model: str, candidate: str, baseline: str, output: str, policy: str,
@@ -359,19 +387,5 @@ class Store:
                 self._folder_lock = None
 
 
-def _keyed(row: EvidenceRow | SketchRow, name: str, value: Any) -> dict[str, Any]:
-    return {
-        **asdict(row.key), "incarnation": row.incarnation, name: value,
-        "updated_ns": row.updated_ns,
-    }  # fmt: skip
-
-
 def _key(row: sa.RowMapping) -> tuple[EvidenceKey, str]:
     return EvidenceKey(*(row[part] for part in tables.KEY)), row["incarnation"]
-
-
-def _reason(error: Exception) -> str:
-    """The database's own words, without the statement and the link to a manual."""
-    origin = getattr(error, "orig", None)
-    text = str(origin if origin is not None else getattr(error, "strerror", None) or error)
-    return text or type(error).__name__

@@ -111,3 +111,10 @@ def size_bytes(path: Path) -> int:
         except OSError:
             continue
     return total
+
+
+def reason_of(error: Exception) -> str:
+    """The database's own words, without the statement and the link to a manual."""
+    origin = getattr(error, "orig", None)
+    text = str(origin if origin is not None else getattr(error, "strerror", None) or error)
+    return text or type(error).__name__

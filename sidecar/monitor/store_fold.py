@@ -10,6 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from sidecar.monitor import store_tables as tables
+from sidecar.monitor.blocks import join
+from sidecar.monitor.rows import EvidenceKey, EvidenceRow
 from validators.sketches import LogHistogram
 
 #: The incarnation that the folded rows carry.
@@ -58,6 +60,23 @@ def _fold_table(
         folded = dict(zip(tables.KEY, key, strict=True))
         folded |= {"incarnation": PAST, "updated_ns": max(row["updated_ns"] for row in found)}
         connection.execute(sa.insert(table), [folded | {value: total}])
+
+
+def fold_blocks(connection: sa.Connection) -> int:
+    """Join blocks of pairs that are long past, of every incarnation; return how many rows went."""
+    rows = list(connection.execute(sa.select(tables.EVIDENCE)).mappings())
+    sound = [row for row in rows if isinstance(row["cells"], dict)]
+    found = [
+        EvidenceRow(
+            EvidenceKey(*(row[part] for part in tables.KEY)), row["incarnation"], row["cells"],
+            row["updated_ns"],
+        )
+        for row in sound
+    ]  # fmt: skip
+    changed, gone = join(found)
+    tables.remove(connection, tables.EVIDENCE, gone)
+    tables.upsert(connection, tables.EVIDENCE, [tables.evidence_values(row) for row in changed])
+    return len(gone)
 
 
 def _add_cells(values: Iterable[Any]) -> dict[str, float] | None:

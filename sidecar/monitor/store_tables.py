@@ -10,13 +10,16 @@ from __future__ import annotations
 import importlib.resources
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from typing_extensions import override
+
+from sidecar.monitor.rows import EvidenceKey, EvidenceRow, Remark, SketchRow
 
 #: How long a statement waits for another process that holds the database, milliseconds.
 BUSY_TIMEOUT_MS = 2000
@@ -69,6 +72,12 @@ CERTIFICATES = sa.Table(
     sa.Column("best_log_e", sa.Double, nullable=False),
     sa.Column("certified_ns", sa.BigInteger),
 )
+REMARKS = sa.Table(
+    "remarks",
+    METADATA,
+    *(sa.Column(part, sa.Text, primary_key=True) for part in (*KEY[:4], "policy")),
+    sa.Column("plain", Json, nullable=False),
+)
 CASES = sa.Table(
     "cases",
     METADATA,
@@ -93,6 +102,30 @@ INCARNATIONS = sa.Table(
     sa.Column("host", sa.Text, nullable=False),
     sa.Column("version", sa.Text, nullable=False),
 )
+
+
+def evidence_values(row: EvidenceRow) -> dict[str, Any]:
+    """A row of counts as one of its table."""
+    life = {"incarnation": row.incarnation, "updated_ns": row.updated_ns}
+    return {**asdict(row.key), **life, "cells": row.cells}
+
+
+def sketch_values(row: SketchRow) -> dict[str, Any]:
+    """A sketch as a row of its table."""
+    life = {"incarnation": row.incarnation, "updated_ns": row.updated_ns}
+    return {**asdict(row.key), **life, "plain": row.plain}
+
+
+def remark_values(key: EvidenceKey, remark: Remark) -> dict[str, Any]:
+    """A remark as a row of its table; metric and block of its key are none."""
+    parts = {part: getattr(key, part) for part in (*KEY[:4], "policy")}
+    return {**parts, "plain": remark.to_plain()}
+
+
+def remark_of(row: sa.RowMapping) -> tuple[EvidenceKey, Remark]:
+    """The inverse of ``remark_values``."""
+    key = EvidenceKey(*(row[part] for part in KEY[:4]), "", row["policy"])
+    return key, Remark.from_plain(row["plain"])
 
 
 def make_engine(path: Path) -> sa.Engine:
@@ -160,6 +193,17 @@ def upsert(
     """
     if rows:
         connection.execute(upsert_statement(connection.dialect, table, changes), list(rows))
+
+
+def remove(
+    connection: sa.Connection, table: sa.Table, gone: Iterable[tuple[EvidenceKey, str]]
+) -> None:
+    """Delete rows by their key and incarnation; those that are not there are nothing."""
+    rows = [{f"gone_{n}": v for n, v in asdict(k).items()} | {"gone_life": i} for k, i in gone]
+    if rows:
+        mine = [table.c[part] == sa.bindparam(f"gone_{part}") for part in KEY]
+        mine.append(table.c.incarnation == sa.bindparam("gone_life"))
+        connection.execute(sa.delete(table).where(*mine), rows)
 
 
 def upsert_statement(

@@ -14,7 +14,7 @@ import numpy as np
 
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchanges import Item
-from sidecar.monitor.mirror_protocol import Answer
+from sidecar.monitor.mirror_protocol import ERRORS, Answer
 from sidecar.monitor.plan import ModelPlan, Pair
 from sidecar.monitor.record import Recorder
 from sidecar.monitor.rows import EvidenceKey
@@ -116,7 +116,7 @@ class VersionPairs:
         groups: dict[tuple[int, int], list[tuple[float, float]]] = {}
         for item, block in zip(items, blocks.tolist(), strict=True):
             new, previous = item.answers[pair.candidate], item.answers[pair.baseline]
-            if "error" in {new.failure, previous.failure}:
+            if ERRORS & {new.failure, previous.failure}:
                 continue  # an error may be quick; it is counted as what it is
             times = (_milliseconds(new), _milliseconds(previous))
             groups.setdefault((block, item.rows), []).append(times)
@@ -156,8 +156,6 @@ class VersionPairs:
 
 def _both(item: Item, pair: Pair) -> bool:
     """Both versions were run, whatever came of it."""
-    if item.set_aside:
-        return False
     answers = (item.answers.get(pair.candidate), item.answers.get(pair.baseline))
     return all(answer is not None and answer.failure != "absent" for answer in answers)
 

@@ -158,6 +158,7 @@ class Worker:
         done = {id(item) for pair_batch in compared for item in pair_batch.items}
         done |= {id(item) for pair_batch in compared for item, _ in pair_batch.failed}
         done |= {id(item) for item in items if self._versions.has_counted(item)}
+        done -= {id(item) for item in items if item.set_aside}
         self.compared += len(done)
         self.dropped["no_answer"] += sum(
             id(item) not in done and not item.set_aside for item in items
@@ -170,9 +171,8 @@ class Worker:
             self.set_aside += 1
             if outcome.culprit:
                 self._on_crash(item)
-            return
         answers = outcome.answers
-        if item.noise is not None:
+        if item.noise is not None and answers:
             *answers, item.again = answers
         for run, answer in zip(item.job.runs, answers, strict=False):
             item.answers[run.variant] = answer

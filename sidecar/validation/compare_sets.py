@@ -10,6 +10,7 @@ import numpy as np
 
 from sidecar.errors import RequestError
 from sidecar.validation.files import ValidationInputError
+from sidecar.validation.isolated import CrashError
 from sidecar.validation.layout import Caller, RaggedError, Rows, pick, rows_in
 from sidecar.validation.tally import KeptRow, Tally, WorstRows, keep_worst
 from validators.compare import OutputComparison, compare_outputs
@@ -179,6 +180,9 @@ class SetRunner:
             named = f" ({names[first + at]})" if first + at < len(names) else ""
             where = f"in a batch of {rows_in(rows)}" if data.calls else f"row {first + at}{named}"
             side.result.errors.append(f"{data.name}: {where}: {found}")
+            if isinstance(found, CrashError):
+                # INVALID whatever else there is, and each crash costs loading it anew.
+                side.caller.problems.append("it ended its process: no more rows are run on it")
             side.worst.offer(
                 KeptRow(
                     side.config.key, data.name, first + at, "", f"failure:{type(found).__name__}",
@@ -262,11 +266,11 @@ def _failed(side: Side, name: str) -> bool:
 def _first_failing(
     caller: Caller, rows: Rows, size: int, error: RequestError
 ) -> tuple[int, RequestError]:
-    """Find the row that fails, by halves; the error is that row's own.
+    """Find the row that fails in the call that just did, by halves; the error is that row's own.
 
     Where the halves succeed it is the rows together that fail: then the first row is told.
     """
-    low, high = 0, rows_in(rows)
+    low, high = caller.calling
     while high - low > 1:
         middle = (low + high) // 2
         for start, stop in ((low, middle), (middle, high)):

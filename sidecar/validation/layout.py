@@ -85,6 +85,7 @@ class Caller:
         problems: why its inputs cannot be made of the reference's; then it must not be called.
         notes: what was done so that they can (a cast of fp32 to fp16).
         times_ns: batch size → compute time of each call.
+        calling: the rows (first, behind the last) of the call under way, or of the one that failed.
     """
 
     def __init__(self, key: str, runtime: Runtime, layout: Layout, clock: Clock) -> None:
@@ -93,6 +94,7 @@ class Caller:
         self.layout = layout
         self.clock = clock
         self.times_ns: dict[int, list[int]] = defaultdict(list)
+        self.calling = (0, 0)
         self.problems, self.notes, self._casts = _match(runtime.signature, layout)
         firsts = {spec.shape[0] for spec in runtime.signature.inputs if spec.shape}
         self._fixed = (
@@ -125,7 +127,10 @@ class Caller:
         """
         count = rows_in(rows)
         step = self._fixed or max(1, min(size, self.largest))
-        pieces = [self._call(pick(rows, at, min(at + step, count))) for at in range(0, count, step)]
+        pieces = []
+        for at in range(0, count, step):
+            self.calling = at, min(at + step, count)
+            pieces.append(self._call(pick(rows, *self.calling)))
         if len(pieces) == 1:
             return pieces[0]
         joined: Rows = {}

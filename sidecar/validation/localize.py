@@ -104,6 +104,8 @@ def localize(
     found.limits = [str(limit) for limit in limits]
     if found.cause in {"none", "accumulated"}:
         _look_further(found, sides, judge, candidate if sides.forward else reference)
+    if found.cause == "none":
+        found.text += f" ({', '.join(found.limits)})"
     found.seconds = (clock.monotonic_ns() - started_ns) / 1e9
     tell("done", len(_STEPS), len(_STEPS))
     return found

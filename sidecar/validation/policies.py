@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sidecar.validation.files import ValidationInputError
 from validators.comparators import build, make_policy, metric_specs
 from validators.inference import infer_policy
@@ -24,6 +26,8 @@ LimitTexts = dict[str, dict[str, str]]
 
 _LIMIT = re.compile(r"(?P<output>.+)\.(?P<metric>\w+)\s*(?P<text>=.+|[<>]=.+)")
 OFF = "off"
+#: Fewer values say too little of how far they can lie apart.
+_RANGE_VALUES = 16
 
 
 def parse_limits(texts: Iterable[str]) -> LimitTexts:
@@ -132,12 +136,35 @@ def policies_for(
         except ValueError as error:
             message = f"output {spec.name!r}: {error}"
             raise ValidationInputError(message) from None
+    chosen = {name: _with_range(name, policy, sample) for name, policy in chosen.items()}
     chosen = _without_covered(chosen, set(config.outputs))
     given = limits_from(texts, {name: policy.kind for name, policy in chosen.items()})
     for name, limits in given.items():
         merged = _merged(name, chosen[name].limits, limits)
         chosen[name] = replace(chosen[name], limits=merged)
     return chosen
+
+
+def _with_range(name: str, policy: OutputPolicy, sample: Mapping[str, Array]) -> OutputPolicy:
+    """Give a quantity of unknown unit the range of the reference's first answers.
+
+    Its comparator alone knows one call's answers: what a row is held to would depend on the rows
+    beside it, and of a single row on its own size.
+    """
+    options = policy.options
+    given = options.get("unit") is not None or options.get("range") is not None
+    if policy.kind != "regression" or given or name not in sample:
+        return policy
+    values = np.asarray(sample[name], np.float64)
+    values = values[np.isfinite(values)]
+    # Zero included, as the comparator does: given rows may be sorted, and the first lie together.
+    span = float(values.max(initial=0) - values.min(initial=0))
+    if values.size < _RANGE_VALUES or not span:
+        return policy
+    said = f"{name!r} is judged in units of 0.1 % of {span:.4g}, the range of zero and the "
+    said += f"reference's first {len(sample[name])} answers (better: option `unit` or `range`)"
+    inferred = f"{policy.inferred}. {said}" if policy.inferred else said
+    return replace(policy, options={**options, "range": span}, inferred=inferred)
 
 
 def _merged(name: str, limits: Sequence[Limit], by: Sequence[Limit]) -> tuple[Limit, ...]:

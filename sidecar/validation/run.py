@@ -174,11 +174,12 @@ class _Run:
             self._close(side)
 
     def _close(self, side: Side) -> None:
-        if side.caller is not None:
-            side.caller.runtime.close()
-            if isinstance(side.caller.runtime, isolated.IsolatedRuntime):
-                if side.caller.runtime.crash:
-                    self.crashes[side.config.key] = side.caller.runtime.crash
+        if side.caller is None:
+            return
+        runtime = side.caller.runtime
+        runtime.close()
+        if isinstance(runtime, isolated.IsolatedRuntime) and runtime.crash:
+            self.crashes[side.config.key] = runtime.crash
 
 
 def _side(variant: VariantConfig) -> Side:

@@ -124,7 +124,10 @@ class Tally:
         inferred = policy.inferred if policy else ""
         problems = self._problems.get(name)
         if problems:
-            return Measured(name, self._kinds[name], inferred, problems=problems)
+            # Of an output with axes in another order, say, each size of batch has its own.
+            more = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
+            first = f"{problems[0]}{more}"
+            return Measured(name, self._kinds[name], inferred, problems=[first])
         parts = self._parts[name]
         names = dict.fromkeys(metric for part in parts for metric in part.metrics)
         sketches: dict[str, LogHistogram] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -10,8 +11,7 @@ from sidecar.monitor.events import EventLog
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.judge import Judge, certificate_key
 from sidecar.monitor.keeper import Keeper
-from sidecar.monitor.record import Recorder
-from sidecar.monitor.rows import EvidenceKey, StoreError
+from sidecar.monitor.rows import EvidenceKey, Remark, StoreError
 from sidecar.monitor.status import StatusBoard
 from sidecar.monitor.store import Store
 from tests.monitor import making
@@ -89,7 +89,10 @@ class Refusing:
 
     sketches = certificates = evidence
 
-    def put_evidence(self, rows):
+    def remarks(self):
+        return {}
+
+    def put_evidence(self, rows, gone=()):
         if self.refuses:
             message = "the disk is full"
             raise StoreError(message)
@@ -198,9 +201,8 @@ class Bench:
             "m", "m:2/new", "m:2/ref", "y", "disagrees", f"{self.pair.identity}-p"
         )
         plans = {"m": self.plan}
-        self.recorder = Recorder(self.evidence)
-        self.judge = Judge(self.evidence, plans, self.recorder, self.events)
-        self.board = StatusBoard(self.evidence, self.judge, self.recorder)
+        self.judge = Judge(self.evidence, plans, self.events)
+        self.board = StatusBoard(self.evidence, self.judge)
 
     def add(self, n, k=0.0, **cells):
         self.evidence.add(self.key, {"n": n, "k": k, "rows": n, "bad_rows": k, **cells})
@@ -277,7 +279,7 @@ def test_a_certificate_for_one_rate_is_none_for_a_stricter_one(clock):
 
 def test_answers_that_cannot_be_compared_are_invalid_at_once(clock):
     bench = Bench(clock)
-    bench.recorder.problems["m:2/new", "m:2/ref", "y"] = "the candidate lacks it"
+    bench.evidence.remark(replace(bench.key, metric=""), Remark(problem="the candidate lacks it"))
     bench.certificate()  # somebody looked before
     bench.add(1, k=1, structural=1)
     assert bench.told() == [Verdict.INVALID]

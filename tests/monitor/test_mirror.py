@@ -77,7 +77,9 @@ def test_what_raises_answers_and_what_crashes_is_set_aside(tmp_path):
     assert np.array_equal(good.outputs["y"], jobs[1].inputs["x"])
     assert bad.failure == "error"
     assert "I do not like this one" in bad.error
-    assert crashed.answers == []
+    good, bad = crashed.answers  # whichever came first: the other was asked again
+    assert np.array_equal(good.outputs["y"], jobs[2].inputs["x"])
+    assert (bad.failure, bad.error) == ("crash", crashed.set_aside)
     assert crashed.culprit == "m:1/bad"
     assert f"signal {int(signal.SIGSEGV)}" in crashed.set_aside
     assert counters == {"crashes": 1}
@@ -96,9 +98,25 @@ def test_the_rest_of_a_batch_is_done_after_a_crash(tmp_path):
         os.kill(process.status().pid, signal.SIGSEGV)
         thread.join(60)
     first, crashed, last = outcomes
-    assert (crashed.answers, crashed.culprit) == ([], "m:1/bad")
+    assert ([answer.failure for answer in crashed.answers], crashed.culprit) == (
+        ["crash"], "m:1/bad",
+    )  # fmt: skip
     for count, outcome in ((5, first), (6, last)):
         assert [answer.outputs["y"].tolist() for answer in outcome.answers] == [[count], [count]]
+
+
+def test_what_was_killed_from_outside_is_nobodys_error(tmp_path):
+    jobs = [Job({"n": np.array([2**60])}, [Run("m:1/bad")])]
+    with started({"m:1/bad": naughty.endless(tmp_path)}) as process:
+        outcomes: list = []
+        thread = threading.Thread(target=lambda: outcomes.extend(process.submit(jobs)))
+        thread.start()
+        until(lambda: process._page.executing(), "it counts for ever")
+        os.kill(process.status().pid, signal.SIGKILL)
+        thread.join(60)
+    [outcome] = outcomes
+    assert (outcome.answers, outcome.culprit) == ([], "m:1/bad")
+    assert "signal 9" in outcome.set_aside
 
 
 def test_a_copy_that_cannot_be_loaded_is_reported_and_the_others_go_on(identities):

@@ -84,7 +84,7 @@ def test_masks_of_logits_and_of_classes_get_their_options():
 
 def test_the_sentence_shows_type_and_shape():
     found = infer_policy("y", "FP32", (-1, -1, 4), None, "fp32")
-    assert found.inferred.startswith("'y' (FP32 [?, ?, 4]) is compared as tensor: ")
+    assert found.inferred.startswith("'y' (FP32 [rows, ?, 4]) is compared as tensor: ")
 
 
 def test_a_sample_of_nothing_decides_nothing():
