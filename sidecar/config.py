@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from sidecar import config_checks, config_messages, config_text
+from sidecar import config_checks, config_messages, config_plain, config_text
 from sidecar.config_models import ModelConfig, Role, VariantConfig
 from sidecar.config_monitor import MonitorConfig
 from sidecar.config_runtime import Address, AnyPath, ExistingPath, Settings
@@ -102,25 +102,8 @@ class AdminConfig(Settings):
         return self
 
     def read_token(self) -> str | None:
-        """The token, from wherever it is kept; ``None`` when none is asked for.
-
-        Raises:
-            ConfigError: the file cannot be read, or holds nothing. (An empty token would let
-                everybody in who sends an empty one.)
-        """
-        if self.token_file is None:
-            return None if self.token is None else self.token.get_secret_value()
-        try:
-            token = self.token_file.read_text(encoding="utf-8").strip()
-            message = "" if token else "is empty"
-        except OSError as error:
-            token, message = "", f"cannot be read: {error.strerror}"
-        except UnicodeDecodeError:
-            token, message = "", "is not text"
-        if message:
-            problem = Problem("gateway.admin.token_file", message)
-            raise ConfigError(str(self.token_file), [problem])
-        return token
+        """See ``config_plain.read_token``."""
+        return config_plain.read_token(self)
 
 
 class AdmissionConfig(Settings):
@@ -244,7 +227,7 @@ def load_with_tree(path: Path, *, check_files: bool = True) -> tuple[SidecarConf
     """As ``load``; also the plain values that were checked, for who hands them on.
 
     Both come of one reading: a second could find a file that was edited in between, and hand on
-    what nobody has checked. (The typed tree cannot be handed on itself: it holds the secrets.)
+    what nobody has checked.
     """
     text = config_text.read(path)
     base_dir = path.absolute().parent

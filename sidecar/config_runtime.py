@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
-from sidecar.errors import SidecarError
-
 DatatypeName = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
     "FP16", "FP32", "FP64", "BF16", "BYTES",
@@ -295,7 +293,3 @@ RuntimeConfig = Annotated[
     OnnxRuntimeConfig | PyTorchConfig | TensorRTConfig | TensorRTRTXConfig | RemoteConfig,
     Field(discriminator="kind"),
 ]
-
-
-class MissingExtraError(SidecarError):
-    """What a runtime needs is not installed; the message says which extra brings it."""

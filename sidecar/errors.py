@@ -5,6 +5,7 @@
     SidecarError
     ├── ConfigError            the configuration is wrong (all problems at once, each with its path)
     ├── ArtifactError          a model file is missing, corrupt, or of another kind
+    ├── MissingExtraError      what a runtime needs is not installed
     └── RequestError           one request cannot be answered; the message is safe to send
         ├── InvalidRequestError    the request contradicts the protocol or the model
         ├── NotFoundError          no such model, version, region, …
@@ -63,6 +64,10 @@ class ConfigError(SidecarError):
 
 class ArtifactError(SidecarError):
     """A model file cannot be loaded: says which file, what is wrong, and what would be right."""
+
+
+class MissingExtraError(SidecarError):
+    """What a runtime needs is not installed; the message says which extra brings it."""
 
 
 class RequestError(SidecarError):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from sidecar.config import LogConfig
+if TYPE_CHECKING:
+    from sidecar.config import LogConfig
 
 
 class JsonFormatter(logging.Formatter):

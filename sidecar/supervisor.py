@@ -19,6 +19,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from sidecar.children import Launched, how_it_ended
+from sidecar.config_plain import pack
 from sidecar.control import Message, encode
 from sidecar.transactions import Transactions, Worker
 
@@ -32,9 +33,9 @@ class Supervisor:
     """Owns the workers of one ``serve``.
 
     Args:
-        tree: the configuration as plain values, checked already; workers get this very tree, so
-            that one restarted later does not read a file that was changed meanwhile.
-        config: the same, typed.
+        tree: the configuration as plain values, checked already; the monitor gets this very tree,
+            so that one restarted later does not read a file that was changed meanwhile.
+        config: the same, typed; workers get it, as ``config_plain`` hands it on.
         source: where it came from.
         prespawned: a worker's process that was started ahead.
     """
@@ -45,6 +46,7 @@ class Supervisor:
         self._prespawned = prespawned
         self._tree = tree
         self._config = config
+        self._packed = pack(config)
         self._source = source
         self._selector = selectors.DefaultSelector()
         self._workers = [Worker(index) for index in range(config.gateway.workers)]
@@ -167,8 +169,7 @@ class Supervisor:
         boot = {
             "type": "boot",
             "index": worker.index,
-            "tree": self._tree,
-            "source": str(self._source),
+            "config": self._packed,
             "base_dir": str(self._source.parent.resolve()),
             "pages": len(own_page_first),
             "addresses": self._addresses,

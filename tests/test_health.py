@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager, suppress
+from time import monotonic
 from typing import Any
 
 import grpc
@@ -110,4 +111,7 @@ def test_a_watcher_may_go_while_the_state_changes(servicer: HealthServicer) -> N
             stub = health_pb2_grpc.HealthStub(channel)
             assert stub.Check(ask(), timeout=LIMIT_S).status == SERVING
             assert next(stub.Watch(ask(), timeout=LIMIT_S)).status == SERVING
+    deadline_s = monotonic() + LIMIT_S
+    while servicer._watchers and monotonic() < deadline_s:
+        stop.wait(0)
     assert servicer._watchers == {}, "nobody is remembered"

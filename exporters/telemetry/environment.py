@@ -104,11 +104,9 @@ class _Reader:
 def _shared(reader: _Reader) -> dict[str, Any]:
     values: dict[str, Any] = {}
     endpoint = reader.text(_OTLP + "ENDPOINT")
-    names = [f"OTEL_{signal.upper()}_EXPORTER" for signal in Signal]
-    if endpoint and not any(map(reader.text, names)):
+    if endpoint:
         # An endpoint is named by who wants it used; without it nothing is exported unasked.
         values["exporter"] = _protocol(reader, "", endpoint)
-    if endpoint:
         values["endpoint"] = _with_scheme(reader, "", endpoint)
     if (headers := reader.convert(_OTLP + "HEADERS", parse_headers)) is not None:
         values["headers"] = headers

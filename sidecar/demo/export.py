@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sidecar.clock import SystemClock
-from sidecar.config_runtime import MissingExtraError
 from sidecar.demo import train as training
 from sidecar.demo.train import Split
+from sidecar.errors import MissingExtraError
 from sidecar.runtimes.base import Array
 
 if TYPE_CHECKING:

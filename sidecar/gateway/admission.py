@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from sidecar.config import AdmissionConfig
 from sidecar.errors import OverloadedError
 from sidecar.gateway.pages import Page
+
+if TYPE_CHECKING:
+    from sidecar.config import AdmissionConfig
 
 
 class Admission:

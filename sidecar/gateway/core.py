@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import sidecar
 from sidecar.clock import Clock, SystemClock
-from sidecar.config import ModelConfig, SidecarConfig
+from sidecar.config_plain import read_token
 from sidecar.errors import (
     InvalidRequestError,
     OverloadedError,
@@ -41,6 +41,7 @@ from sidecar.protocol.pb import inference_pb2 as pb
 from sidecar.protocol.pb import model_config_pb2 as config_pb
 
 if TYPE_CHECKING:
+    from sidecar.config import ModelConfig, SidecarConfig
     from sidecar.gateway.tap import Tap
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class Gateway:
         self.request_ids = RequestIds()
         self.trace = TraceSettings(gateway.trace, [model.name for model in config.models])
         self.logs = LogSettings(config.log)
-        self._token = gateway.admin.read_token()
+        self._token = read_token(gateway.admin)
         self.registry = Registry(config, self._make_batcher, self._token)
         self.changes = Changes(self)
         self.control: Control = LocalControl(self.changes)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 from concurrent import futures
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
-from sidecar.config import GatewayConfig, ServerTlsConfig
 from sidecar.errors import ConfigError, Problem
 from sidecar.gateway.core import Gateway
 from sidecar.gateway.grpc_pool import GrpcPool
 from sidecar.gateway.servicer import SERVICE, generic_handler
 from sidecar.health import HealthServicer
+
+if TYPE_CHECKING:
+    from sidecar.config import GatewayConfig, ServerTlsConfig
 
 logger = logging.getLogger(__name__)
 

@@ -15,15 +15,18 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 from typing_extensions import override
 
-from sidecar.config import GatewayConfig, ServerTlsConfig
 from sidecar.errors import ConfigError, Problem
 from sidecar.gateway.api import Backend
 from sidecar.gateway.http_app import HttpApp
 from sidecar.gateway.http_protocol import HttpLimits, protocol_class
+
+if TYPE_CHECKING:
+    from sidecar.config import GatewayConfig, ServerTlsConfig
 
 logger = logging.getLogger(__name__)
 

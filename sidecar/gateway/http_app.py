@@ -13,7 +13,7 @@ import re
 import uuid
 from collections.abc import Callable, Mapping
 from time import monotonic_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import Message
 from starlette.applications import Starlette
@@ -23,7 +23,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from sidecar.config import GatewayConfig, HttpConfig
 from sidecar.errors import PermissionDeniedError, RequestError
 from sidecar.gateway import http_control as control
 from sidecar.gateway.api import Backend
@@ -49,6 +48,9 @@ from sidecar.gateway.http_protocol import HttpLimits
 from sidecar.protocol.json_codec import Envelope
 from sidecar.protocol.pb import inference_pb2 as pb
 from sidecar.protocol.status import client_message, http_status
+
+if TYPE_CHECKING:
+    from sidecar.config import GatewayConfig, HttpConfig
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,9 @@ import socket
 import sys
 import threading
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from sidecar import logs
-from sidecar.config import SidecarConfig, load, parse
+from sidecar import config_plain, logs
 from sidecar.control import Connection
 from sidecar.errors import ConfigError, RequestError, SidecarError
 from sidecar.gateway import listener
@@ -24,6 +23,9 @@ from sidecar.gateway.http import HttpServer
 from sidecar.gateway.pages import Page
 from sidecar.gateway.registry import slots_of
 from sidecar.gateway.tracefile import TraceWriter
+
+if TYPE_CHECKING:
+    from sidecar.config import SidecarConfig
 
 # By name: as the supervisor starts it this module is `__main__`, and below nothing of ours.
 logger = logging.getLogger("sidecar.gateway.main")
@@ -63,8 +65,9 @@ class Worker:
         gateway = self.gateway
         path = socket_path(self.config, base_dir)
         watched = frozenset(model.name for model in self.config.models if model.is_watched)
+        # A monitor that was asked for without anything to compare hears of everything.
         gateway.tap = Tap(
-            path, self.config.monitor, gateway.page, gateway.clock, index, models=watched
+            path, self.config.monitor, gateway.page, gateway.clock, index, models=watched or None
         )
         gateway.tap.start()
 
@@ -204,6 +207,8 @@ def run(config_path: Path) -> NoReturn:
     Raises:
         SidecarError: it could not start.
     """
+    from sidecar.config import load
+
     config = load(config_path)
     logs.configure(config.log)
     worker = Worker(config, None, _cores())
@@ -240,7 +245,7 @@ def run_supervised(control_fd: int) -> int:
         return 1  # the configuration was wrong, and the supervisor has said so
     try:
         base_dir = Path(boot["base_dir"])
-        config = parse(boot["tree"], source=boot["source"], base_dir=base_dir)
+        config: SidecarConfig = config_plain.unpack(boot["config"])
         logs.configure(config.log)
         slots = len(slots_of(config))
         pages = [Page(fd, slots, owner=index == 0) for index, fd in enumerate(page_fds)]

@@ -14,13 +14,15 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sidecar import runtimes
-from sidecar.config import ModelConfig, SidecarConfig, VariantConfig
 from sidecar.errors import InvalidRequestError, NotFoundError, SidecarError
 from sidecar.gateway.batcher import Batcher
 from sidecar.runtimes.base import Array, ForwardingRuntime, Runtime, TensorSpec
+
+if TYPE_CHECKING:
+    from sidecar.config import ModelConfig, SidecarConfig, VariantConfig
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +116,7 @@ def slots_of(config: SidecarConfig) -> dict[str, int]:
     return {key: slot for slot, key in enumerate(keys)}
 
 
-MakeBatcher = Callable[[ModelConfig, Copy], "Batcher | None"]
+MakeBatcher = Callable[["ModelConfig", Copy], "Batcher | None"]
 
 
 class Registry:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sidecar.config import LogConfig, TraceConfig
 from sidecar.errors import InvalidRequestError, UnsupportedError
+
+if TYPE_CHECKING:
+    from sidecar.config import LogConfig, TraceConfig
 
 Settings = dict[str, list[str]]
 

@@ -22,11 +22,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from sidecar.config import SharedMemoryConfig
 from sidecar.errors import (
     ConflictError,
     InvalidRequestError,
@@ -37,6 +36,9 @@ from sidecar.errors import (
 )
 from sidecar.gateway.messages import RegionRef
 from sidecar.runtimes.base import Array
+
+if TYPE_CHECKING:
+    from sidecar.config import SharedMemoryConfig
 
 _DIRECTORY = Path("/dev/shm")  # noqa: S108  where Linux keeps POSIX shared-memory objects
 _NAME_MAX = 255  # bytes of one path component

@@ -23,16 +23,19 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from sidecar import frames
 from sidecar.clock import Clock
-from sidecar.config_monitor import MonitorConfig
 from sidecar.gateway.messages import InferRequest
 from sidecar.gateway.pages import SERVER_COUNTERS, Page
 from sidecar.gateway.sample import Sample
 from sidecar.monitor.channel import ACK, COUNTERS, EXCHANGE, HELLO, RATE, pack_exchange, peer_uid
 from sidecar.monitor.exchange import Bytes, Exchange
 from sidecar.monitor.places import address_of
+
+if TYPE_CHECKING:
+    from sidecar.config_monitor import MonitorConfig
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from sidecar.config import TraceConfig
-
 if TYPE_CHECKING:
+    from sidecar.config import TraceConfig
     from sidecar.gateway.core import Gateway
     from sidecar.gateway.timing import TimingRecord
 

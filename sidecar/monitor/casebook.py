@@ -51,9 +51,8 @@ class Casebook:
                     self._offer_compared(batch, position, item, limited)
             for item, answer in batch.failed:
                 self._offer_failed(batch, item, answer.failure, answer.error)
-        offered = {
-            id(item) for batch in compared for item, a in batch.failed if a.failure == "crash"
-        }
+        failed = [one for batch in compared for one in batch.failed]
+        offered = {id(item) for item, answer in failed if answer.failure == "crash"}
         for item in items:
             if item.set_aside and item.culprit and id(item) not in offered:
                 pairs = [pair for pair in item.plan.pairs if not pair.blocked]

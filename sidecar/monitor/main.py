@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, NoReturn
 from sidecar import logs
 from sidecar.clock import SystemClock
 from sidecar.config import SidecarConfig, load, parse
-from sidecar.config_runtime import MissingExtraError
 from sidecar.control import Connection
-from sidecar.errors import ConfigError, Problem, SidecarError
+from sidecar.errors import ConfigError, MissingExtraError, Problem, SidecarError
 from sidecar.monitor import priority
 from sidecar.monitor.mirror import Stopped
 

@@ -85,7 +85,8 @@ class Answer:
     Attributes:
         outputs: name → array; ``None`` when it failed.
         failure: empty, or ``error`` (the model raised), ``timeout`` (it ran too long and was
-            ended), ``crash`` (it ended the process), ``absent`` (there is no copy, or it is suspended): nothing is known of it.
+            ended), ``crash`` (it ended the process), ``absent`` (there is no copy, or it is
+            suspended): nothing is known of it.
         error: what was wrong, for people.
         compute_ns: monotonic time around the runtime's ``infer`` alone.
     """

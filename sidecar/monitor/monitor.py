@@ -245,7 +245,7 @@ class Monitor:
     def _on_crash(self, item: Item) -> None:
         model = item.exchange.model
         request = item.exchange.request_id or "(without an id)"
-        text = f"{item.set_aside} on request {request}, which is set aside and not tried again"
+        text = f"{item.set_aside} on request {request}, which is set aside, and is not tried on it again"
         self._events.append(
             model=model, candidate=item.culprit, baseline="", output="",
             verdict=Verdict.INVALID, text=text,

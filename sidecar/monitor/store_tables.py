@@ -124,7 +124,7 @@ def remark_values(key: EvidenceKey, remark: Remark) -> dict[str, Any]:
 
 def remark_of(row: sa.RowMapping) -> tuple[EvidenceKey, Remark]:
     """The inverse of ``remark_values``."""
-    key = EvidenceKey(*(row[part] for part in KEY[:4]), "", row["policy"])
+    key = EvidenceKey(**{part: row[part] for part in (*KEY[:4], "policy")})
     return key, Remark.from_plain(row["plain"])
 
 

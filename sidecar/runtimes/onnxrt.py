@@ -6,13 +6,18 @@ import ctypes
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from typing_extensions import override
 
-from sidecar.config_runtime import MissingExtraError, OnnxRuntimeConfig
-from sidecar.errors import ArtifactError, ExecutionError, InvalidRequestError, SidecarError
+from sidecar.errors import (
+    ArtifactError,
+    ExecutionError,
+    InvalidRequestError,
+    MissingExtraError,
+    SidecarError,
+)
 from sidecar.protocol.datatypes import BY_NAME
 from sidecar.runtimes import artifacts
 from sidecar.runtimes.base import Array, Placement, Runtime, Signature, TensorSpec
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sidecar.config import VariantConfig
+    from sidecar.config_runtime import OnnxRuntimeConfig
 
 _DATATYPES = {
     "tensor(bool)": "BOOL",
@@ -174,8 +180,7 @@ def build(variant: VariantConfig) -> Runtime:
             the protocol cannot carry; or the config contradicts it.
         SidecarError: the CUDA provider is not installed, or cannot start.
     """
-    config = variant.runtime
-    assert isinstance(config, OnnxRuntimeConfig)
+    config = cast("OnnxRuntimeConfig", variant.runtime)
     kind = artifacts.require(config.path, {"onnx", "ort"}, "onnxruntime")
     files = artifacts.files_of(config.path)
     providers = _providers(config)

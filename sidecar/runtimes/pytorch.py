@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from typing_extensions import override
 
-from sidecar.config_runtime import MissingExtraError, PyTorchConfig
-from sidecar.errors import ArtifactError, ExecutionError, InvalidRequestError, SidecarError
+from sidecar.errors import (
+    ArtifactError,
+    ExecutionError,
+    InvalidRequestError,
+    MissingExtraError,
+    SidecarError,
+)
 from sidecar.protocol.datatypes import BY_NAME
 from sidecar.runtimes import artifacts
 from sidecar.runtimes.base import Array, Placement, Runtime, Signature
@@ -22,6 +27,7 @@ from sidecar.runtimes.signature import batch_limit, fits
 
 if TYPE_CHECKING:
     from sidecar.config import VariantConfig
+    from sidecar.config_runtime import PyTorchConfig
     from sidecar.runtimes.torch_program import Program
 
 _log = logging.getLogger(__name__)
@@ -162,8 +168,7 @@ def build(variant: VariantConfig) -> Runtime:
             and outputs; or the config contradicts it.
         SidecarError: torch is not installed, or this build or machine has no such device.
     """
-    config = variant.runtime
-    assert isinstance(config, PyTorchConfig)
+    config = cast("PyTorchConfig", variant.runtime)
     kind = artifacts.require(config.path, _FORMATS, "pytorch")
     found = _FORMATS[kind]
     if config.format not in {"auto", found}:

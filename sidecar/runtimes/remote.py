@@ -10,12 +10,11 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from google.protobuf.message import DecodeError, Message
 from typing_extensions import override
 
-from sidecar.config_runtime import RemoteConfig
 from sidecar.errors import (
     ArtifactError,
     DeadlineError,
@@ -42,7 +41,7 @@ from sidecar.runtimes.signature import declared, reconcile
 
 if TYPE_CHECKING:
     from sidecar.config import VariantConfig
-    from sidecar.config_runtime import TensorConfig
+    from sidecar.config_runtime import RemoteConfig, TensorConfig
 
 logger = logging.getLogger(__name__)
 
@@ -228,8 +227,7 @@ def build(variant: VariantConfig) -> RemoteRuntime:
         ArtifactError: it does not say the model's inputs and outputs and neither does the config,
             the two contradict each other, or a TLS file cannot be used.
     """
-    config = variant.runtime
-    assert isinstance(config, RemoteConfig)
+    config = cast("RemoteConfig", variant.runtime)
     if not config.model_name:
         message = f"variant {variant.key}: runtime.model_name is needed: the model's name there"
         raise ArtifactError(message)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import mmap
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sidecar.errors import ArtifactError, SidecarError
 from sidecar.runtimes.artifacts import DESCRIPTIONS, sniff
@@ -52,10 +52,10 @@ def build(variant: VariantConfig) -> Runtime:
         NoDeviceError: there is no driver, no such GPU, or one the library does not support.
         MissingExtraError: the library is not installed.
     """
-    settings = variant.runtime
-    if not isinstance(settings, TensorRTSettings):
-        message = f"the kind {settings.kind} is not TensorRT"
+    if variant.runtime.kind not in _MAGIC:
+        message = f"the kind {variant.runtime.kind} is not TensorRT"
         raise SidecarError(message)
+    settings = cast("TensorRTSettings", variant.runtime)
     index = device_index(settings.device)
     suffix = settings.path.suffix.lower()
     if suffix == ".onnx":

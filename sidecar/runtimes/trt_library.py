@@ -14,8 +14,8 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
-from sidecar.config_runtime import MissingExtraError, TensorRTConfig, TensorRTRTXConfig
-from sidecar.errors import ArtifactError
+from sidecar.config_runtime import TensorRTConfig, TensorRTRTXConfig
+from sidecar.errors import ArtifactError, MissingExtraError
 
 log = logging.getLogger(__name__)
 

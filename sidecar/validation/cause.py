@@ -21,6 +21,7 @@ from validators.verdict import Verdict
 if TYPE_CHECKING:
     from sidecar.config import VariantConfig
     from sidecar.runtimes.base import Runtime
+    from sidecar.validation.divergence import Divergence
     from validators.policy import OutputPolicy
 
 SHRUNK = "failure:shrunk"
@@ -42,7 +43,7 @@ def explain(
     becomes a note, never a verdict. A candidate that ended its process is not localized: that runs
     its graph in this one.
     """
-    tell = on_progress or (lambda _what: None)
+    tell, clock = on_progress or (lambda _what: None), clock or SystemClock()
     if outcome.layout is None:
         return
     for variant in plan.candidates:
@@ -59,21 +60,34 @@ def explain(
             outcome.result.notes.append(text)
             continue
         tell(f"localizing {variant.key}")
-        inputs = as_request(row.inputs, outcome.layout)
         try:
-            found = localize(plan.reference, variant, inputs)
-            result.divergence = found.to_plain()
+            result.divergence = _located(outcome, plan, variant, row, clock).to_plain()
         # What a library makes of a broken graph must not cost the verdict that there is.
         except Exception as error:  # noqa: BLE001
             outcome.result.notes.append(f"{variant.key} was not localized: {_said(error)}")
         tell(f"shrinking an input of {variant.key}")
         try:
-            smaller = _shrunk(outcome, plan.reference, variant, row, clock or SystemClock())
+            smaller = _shrunk(outcome, plan.reference, variant, row, clock)
         except Exception as error:  # noqa: BLE001
             outcome.result.notes.append(f"{variant.key}: no input was shrunk: {_said(error)}")
             continue
         if smaller is not None:
             outcome.rows.append(smaller)
+
+
+def _located(
+    outcome: Outcome, plan: Plan, variant: VariantConfig, row: KeptRow, clock: Clock
+) -> Divergence:
+    assert outcome.layout is not None
+    inputs = as_request(row.inputs, outcome.layout)
+    if not variant.runtime.kind.startswith("tensorrt"):
+        return localize(plan.reference, variant, inputs, clock=clock)
+    from sidecar.validation.trt_cause import explain_engine
+
+    expected = as_request(row.outputs[plan.reference.key], outcome.layout)
+    return explain_engine(
+        plan, variant, inputs, expected, load=lambda one: _load(outcome, one, clock), clock=clock
+    )
 
 
 def _said(error: Exception) -> str:

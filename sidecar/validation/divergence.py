@@ -14,6 +14,7 @@ CAUSES = {
     "accumulated": "no node is out of limits by itself; small errors add up",
     "optimization": "the graph is right as written; ONNX Runtime's graph optimizations change it",
     "decomposition": "the exporter's decompositions change the result before any ONNX node is made",
+    "precision": "some nodes must stay in fp32",
     "none": "no value of the graph is out of limits on this input, by itself or altogether",
 }
 

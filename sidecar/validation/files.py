@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from sidecar.config_runtime import MissingExtraError
-from sidecar.errors import SidecarError
+from sidecar.errors import MissingExtraError, SidecarError
 
 if TYPE_CHECKING:
     from sidecar.runtimes.base import Array

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sidecar.config_runtime import MissingExtraError
-from sidecar.errors import ArtifactError
+from sidecar.errors import ArtifactError, MissingExtraError
 from sidecar.runtimes import artifacts
 from sidecar.validation.align import FxValue, parse_text, source_of
 from sidecar.validation.divergence import LocalizeError, too_large

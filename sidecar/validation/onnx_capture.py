@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sidecar.config_runtime import MissingExtraError
-from sidecar.errors import ArtifactError
+from sidecar.errors import ArtifactError, MissingExtraError
 from sidecar.runtimes import artifacts
 from sidecar.validation.align import OnnxNode
 from sidecar.validation.divergence import LocalizeError

@@ -149,8 +149,8 @@ def _unsupported(variant: VariantConfig) -> str:
     kind = variant.runtime.kind
     message = f"{variant.key} is of kind {kind}, whose values cannot be seen one by one"
     if kind.startswith("tensorrt"):
-        message += ": making them outputs would change the engine. Localize its .onnx file as kind "
-        message += "onnxruntime, and find what must stay in fp32 with trt_bisect"
+        message += ": making them outputs would change the engine. With --localize its .onnx file "
+        message += "is looked at, and what must stay in fp32 (trt_cause.explain_engine)"
     else:
         message += "; localize with the model's own .pt2 or .onnx file"
     return message

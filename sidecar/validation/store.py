@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sidecar.clock import Clock, SystemClock
-from sidecar.config_runtime import MissingExtraError
-from sidecar.errors import SidecarError
+from sidecar.errors import MissingExtraError, SidecarError
 from sidecar.validation.cause import as_request
 from sidecar.validation.files import ValidationInputError, is_case_folder, read_safetensors
 from validators.results import RunResult, WorstCase, metric_key

@@ -14,9 +14,9 @@ import onnxruntime
 import pytest
 import torch
 
-from sidecar.config_runtime import MissingExtraError
 from sidecar.demo import export
 from sidecar.demo.train import RECIPES, build_network, load_digits, train, weights_hash
+from sidecar.errors import MissingExtraError
 from tests.demo.conftest import Trained
 
 pytestmark = pytest.mark.timeout(240)

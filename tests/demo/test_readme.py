@@ -84,10 +84,10 @@ def test_every_other_command(place):
         [BIN / "sidecar", *served[0].removesuffix("&").split()[1:]],
         cwd=folder, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    assert process.stderr is not None
+    rest = threading.Thread(target=process.stderr.read)
     try:
-        assert process.stderr is not None
         assert any(line.startswith("ready") for line in process.stderr)
-        rest = threading.Thread(target=process.stderr.read)
         rest.start()
         outputs = {}
         for command in after:
@@ -104,9 +104,11 @@ def test_every_other_command(place):
         check_python(folder, adapt)
     finally:
         process.send_signal(signal.SIGTERM)  # what `kill %1` sends
-        assert process.wait(timeout=60) == 0
-    rest.join()
-    process.stderr.close()
+        code = process.wait(timeout=60)
+        if rest.ident is not None:
+            rest.join()
+        process.stderr.close()
+    assert code == 0
 
 
 def until_the_monitor_is_ready(command: str, folder: Path) -> subprocess.CompletedProcess:

@@ -159,21 +159,22 @@ def test_served_answers_and_mirrors_are_counted_against_the_reference(evidence):
 
 def test_an_error_is_a_wrong_answer_and_a_timeout_is_none(evidence):
     plan = loose(("2", "ref", ["reference"]), ("2", "new", ["serving"]), ("2", "int8", ["mirror"]))
-    failed = {kind: Answer(None, kind, "why") for kind in ("error", "timeout", "absent")}
+    failed = {kind: Answer(None, kind, "why") for kind in ("error", "timeout", "absent", "crash")}
     items = [
         making.item(plan, "m:2/new", y(1), {"m:2/ref": y(1), "m:2/int8": failed["error"]}),
         making.item(plan, "m:2/new", y(1), {"m:2/ref": y(1), "m:2/int8": failed["timeout"]}),
         making.item(plan, "m:2/new", y(1), {"m:2/ref": y(1), "m:2/int8": failed["absent"]}),
+        making.item(plan, "m:2/new", y(1), {"m:2/ref": y(1), "m:2/int8": failed["crash"]}),
         making.item(plan, "m:2/new", y(1), {"m:2/ref": failed["error"], "m:2/int8": y(1)}),
     ]
     batches = Recorder(evidence).certificates(items)
     cells = evidence.cells(key(plan, "m:2/int8", "m:2/ref"))
-    assert (cells["n"], cells["k"], cells["invalid"]) == (1, 1, 1)
-    assert evidence.cells(key(plan, "m:2/new", "m:2/ref"))["n"] == 3
+    assert (cells["n"], cells["k"], cells["invalid"]) == (2, 2, 2)
+    assert evidence.cells(key(plan, "m:2/new", "m:2/ref"))["n"] == 4
     failures = EvidenceKey("m", "m:2/int8", "m:2/ref", "", "failures")
-    assert evidence.cells(failures) == {"candidate": 2, "baseline": 1}
+    assert evidence.cells(failures) == {"candidate": 3, "baseline": 1}
     of_mirror = next(batch for batch in batches if batch.pair.candidate == "m:2/int8")
-    assert [answer.failure for _, answer in of_mirror.failed] == ["error", "timeout"]
+    assert [answer.failure for _, answer in of_mirror.failed] == ["error", "timeout", "crash"]
 
 
 def test_noise_is_the_references_and_counted_under_the_same_limits(evidence):
@@ -229,10 +230,8 @@ def test_a_structural_problem_is_counted_and_remembered(evidence):
     recorder.certificates([making.item(plan, "m:2/new", {"q": y(1)["y"]}, {"m:2/ref": y(1)})])
     cells = evidence.cells(key(plan, "m:2/new", "m:2/ref"))
     assert (cells["n"], cells["k"], cells["structural"]) == (1, 1, 1)
-    assert (
-        "'q' has the same shape"
-        in evidence.remarks(replace(key(plan, "m:2/new", "m:2/ref"), metric="")).problem
-    )
+    remark = evidence.remarks(replace(key(plan, "m:2/new", "m:2/ref"), metric=""))
+    assert "'q' has the same shape" in remark.problem
 
 
 # --- versions -------------------------------------------------------------------------------------

@@ -267,6 +267,43 @@ def test_what_was_certified_before_a_restart_is_still_and_not_told_again(tmp_pat
     keeper.close()
 
 
+def test_what_has_failed_before_a_restart_has_still_failed_and_is_not_told_again(tmp_path, clock):
+    evidence, _, keeper = life(tmp_path, clock)
+    keeper.open()
+    first = Bench(clock, evidence)
+    first.add(100, k=10)
+    assert first.told() == [Verdict.FAIL]
+    keeper.close()
+    evidence, _, keeper = life(tmp_path, clock)
+    keeper.open()
+    again = Bench(clock, evidence)
+    again.judge.look(quiet=True)
+    # So many good ones since, that these counts alone would prove nothing any more.
+    again.add(1000)
+    assert again.told() == []
+    assert certify_live(10, 1100, 0.01, 0.05).verdict is Verdict.INCONCLUSIVE
+    assert again.certificate().verdict is Verdict.FAIL
+    assert "over 1 %" in again.judge.sentence(again.plan, again.pair, again.key)
+    keeper.close()
+
+
+def test_worst_values_and_the_first_problem_are_those_of_all_lives(tmp_path, clock):
+    found = []
+    for worst, problem in ((3.0, "the candidate lacks it"), (2.0, "another")):
+        evidence, _, keeper = life(tmp_path, clock)
+        keeper.open()
+        bench = Bench(clock, evidence)
+        bench.add(1)
+        place = replace(bench.key, metric="")
+        remark = Remark({"max_abs": worst}, {"sqnr_db": -worst}, problem)
+        evidence.remark(place, remark)
+        evidence.remark(place, Remark({"max_abs": 1.0}, {"sqnr_db": 1.0}))
+        [pair] = bench.board.model(bench.plan).pairs
+        found.append((pair.outputs[0].worst, evidence.remarks(place).problem))
+        keeper.close()
+    assert found == [({"max_abs": 3, "sqnr_db": -3}, "the candidate lacks it")] * 2
+
+
 def test_a_certificate_for_one_rate_is_none_for_a_stricter_one(clock):
     bench = Bench(clock)
     bench.add(400)

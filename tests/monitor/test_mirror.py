@@ -111,7 +111,7 @@ def test_what_was_killed_from_outside_is_nobodys_error(tmp_path):
         outcomes: list = []
         thread = threading.Thread(target=lambda: outcomes.extend(process.submit(jobs)))
         thread.start()
-        until(lambda: process._page.executing(), "it counts for ever")
+        until(process._page.executing, "it counts for ever")
         os.kill(process.status().pid, signal.SIGKILL)
         thread.join(60)
     [outcome] = outcomes

@@ -14,8 +14,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from sidecar.config_runtime import MissingExtraError
-from sidecar.errors import ArtifactError, ExecutionError, InvalidRequestError
+from sidecar.errors import ArtifactError, ExecutionError, InvalidRequestError, MissingExtraError
 from sidecar.runtimes import onnxrt
 from sidecar.runtimes.base import Runtime, TensorSpec
 from tests.support import models

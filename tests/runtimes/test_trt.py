@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from sidecar.config import VariantConfig
-from sidecar.config_runtime import MissingExtraError, TensorRTConfig
-from sidecar.errors import ArtifactError, SidecarError
+from sidecar.config_runtime import TensorRTConfig
+from sidecar.errors import ArtifactError, MissingExtraError, SidecarError
 from sidecar.runtimes import trt
 from sidecar.runtimes.trt_build import (
     BuildProgress,

@@ -57,10 +57,7 @@ class NumericBins:
         # Quantiles that coincide are one frequent value: without an edge just above it, its bin
         # would also hold what lies up to the next quantile.
         closing = np.nextafter(distinct[counts > 1], np.inf)
-        edges = np.unique(np.concatenate([distinct, closing[closing <= known[-1]]]))[: BINS + 1]
-        edges[-1] = known[-1]
-        if edges.size == 1:
-            edges = np.array([edges[0], np.nextafter(edges[0], np.inf)])
+        edges = np.unique(np.concatenate([distinct, closing]))
         with np.errstate(over="ignore"):
             spread = float(known.std())
         return cls(edges, spread if 0 < spread < np.inf else 1.0)

@@ -362,9 +362,7 @@ BUILTIN: Mapping[str, type[Descriptor]] = MappingProxyType(
 )  # fmt: skip
 
 
-def build(
-    kind: str, prefix: str, options: Mapping[str, Any] = MappingProxyType({})
-) -> Descriptor:
+def build(kind: str, prefix: str, options: Mapping[str, Any] = MappingProxyType({})) -> Descriptor:
     """Raises ValueError for an unknown kind or option, naming the known ones."""
     if kind not in BUILTIN:
         raise ValueError(f"no descriptor {kind!r}; known: {', '.join(BUILTIN)}")

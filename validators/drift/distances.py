@@ -146,8 +146,7 @@ def missing(window: Array, reference: Array) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):
         pooled = (found + known + 0.5) / (n + total + 1)
         return np.asarray(
-            np.abs(found / n - known / total)
-            / np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / total))
+            np.abs(found / n - known / total) / np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / total))
         )
 
 
