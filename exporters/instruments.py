@@ -60,7 +60,7 @@ DURATION_BUCKETS_S = (
     0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
     2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
-#: Decibels, at the default limits of the comparators (int8 20, bf16 35, fp16 50, tf32 60, fp32 100).
+#: Decibels; the comparators' default limits are among them (int8 20, bf16 35, fp16 50, …).
 SQNR_BUCKETS_DB = (0.0, 10.0, 20.0, 30.0, 35.0, 40.0, 50.0, 60.0, 80.0, 100.0, 120.0, 140.0)
 
 _UNIT_WORDS = {"s": "seconds", "By": "bytes", "1": "ratio"}

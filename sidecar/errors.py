@@ -16,6 +16,7 @@
         ├── CancelledError         the caller went away
         ├── UnsupportedError       known to the protocol, not offered here
         ├── PermissionDeniedError  the call needs the admin token or listener
+        │   └── UnauthenticatedError   … and came without a token
         └── ExecutionError         the runtime failed on a valid request
             └── UpstreamError      another server failed; keeps its status code name
 
@@ -108,6 +109,10 @@ class UnsupportedError(RequestError):
 
 class PermissionDeniedError(RequestError):
     """The call changes state and needs the admin token or the admin listener."""
+
+
+class UnauthenticatedError(PermissionDeniedError):
+    """It needs the admin token, and came with none; one that is wrong is denied."""
 
 
 class ExecutionError(RequestError):

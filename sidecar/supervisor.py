@@ -97,6 +97,7 @@ class Supervisor:
                 key.data.on_readable()  # the monitor
         self._reap()
         self._restart_due()
+        self._transactions.expire()
         if self._monitor is not None:
             self._monitor.tick()
             if not self._serving():  # the last to go: it hears of all that was answered
@@ -187,6 +188,8 @@ class Supervisor:
     def _pause_s(self) -> float | None:
         due = [w.restart_at_s for w in self._workers if w.restart_at_s is not None]
         pauses = [max(0.0, min(due) - monotonic())] if due else []
+        if (expires_s := self._transactions.pause_s()) is not None:
+            pauses.append(expires_s)
         if self._monitor is not None and (pause_s := self._monitor.pause_s()) is not None:
             pauses.append(pause_s)
         return min(pauses, default=None)

@@ -9,12 +9,17 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 from sidecar.children import Child
 from sidecar.control import Message
 
 Command = dict[str, Any]
+
+#: A worker may build an engine while it prepares. One that takes longer hangs, and must not hold up
+#: every later change: this one is given up, and nothing has changed.
+PREPARE_WITHIN_S = 1800.0
 
 
 @dataclass
@@ -36,6 +41,7 @@ class Transaction:
     call: int
     taking_part: set[int] = field(default_factory=set)
     waiting: set[int] = field(default_factory=set)
+    expires_s: float | None = None  # monotonic; ``None``: not begun, or past what may hang
     committing: bool = False
     failure: Message | None = None
 
@@ -48,9 +54,16 @@ class Transactions:
             it is ready, for a change that went around it would be lost in it. Who does not run
             starts with what ``state`` says.
         send: sends a message to a worker; never raises.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, workers: Sequence[Worker], send: Callable[[Worker, Message], None]) -> None:
+    def __init__(
+        self,
+        workers: Sequence[Worker],
+        send: Callable[[Worker, Message], None],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._clock = clock
         self._workers = workers
         self._send = send
         self._queue: deque[Transaction] = deque()
@@ -77,6 +90,7 @@ class Transactions:
             for worker in running:
                 self._include(worker)
             if running:
+                self._queue[0].expires_s = self._clock() + PREPARE_WITHIN_S
                 return
             self._queue.popleft()  # whoever asked has ended, too
 
@@ -121,12 +135,35 @@ class Transactions:
             self._queue[0].waiting.discard(worker.index)
             self._advance(self._queue[0])
 
+    def pause_s(self) -> float | None:
+        """In how many seconds ``expire`` has something to do; ``None``: not by itself."""
+        if not self._queue or self._queue[0].expires_s is None:
+            return None
+        return max(0.0, self._queue[0].expires_s - self._clock())
+
+    def expire(self) -> None:
+        """Give up a change that some worker has not prepared in time.
+
+        It reads the ``abort`` when it goes on, if ever; until then it serves what it has.
+        """
+        if self.pause_s() != 0.0:
+            return
+        transaction = self._queue[0]
+        missing = ", ".join(str(index) for index in sorted(transaction.waiting))
+        text = f"worker {missing} did not prepare the change within {PREPARE_WITHIN_S:g} s; "
+        text += "nothing was changed"
+        transaction.waiting.clear()
+        if transaction.failure is None:
+            transaction.failure = {"error": text, "kind": "UnavailableError"}
+        self._advance(transaction)
+
     def _advance(self, transaction: Transaction) -> None:
         if transaction.waiting:
             return
         number = str(transaction.number)
         if transaction.failure is None and not transaction.committing:
             transaction.committing = True
+            transaction.expires_s = None
             self._remember(transaction.command)
             # Only who prepared can commit; who started since then has it in its state.
             transaction.waiting = set(transaction.taking_part)

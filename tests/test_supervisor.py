@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.supervisor import discard, launch, worker_environment
-from sidecar.transactions import Transactions, Worker
+from sidecar.transactions import PREPARE_WITHIN_S, Transactions, Worker
 
 
 class Group:
@@ -24,7 +24,8 @@ class Group:
         self.prepared: list[dict[str, dict]] = [{} for _ in self.workers]
         self.state: list[dict[str, object]] = [{} for _ in self.workers]
         self.results: list[list[dict]] = [[] for _ in self.workers]
-        self.transactions = Transactions(self.workers, self._send)
+        self.now_s = 1000.0
+        self.transactions = Transactions(self.workers, self._send, lambda: self.now_s)
         for index in range(count):
             self.start(index)
 
@@ -94,6 +95,45 @@ def group():
 
 UNLOAD = {"op": "unload", "model": "m"}
 LOAD = {"op": "load", "model": "m"}
+
+
+def test_a_worker_that_hangs_while_it_prepares_does_not_hold_up_later_changes(group):
+    group.call(0, 1, UNLOAD)
+    group.call(1, 2, {"op": "unload", "model": "other"})
+    group.work(0)
+    group.work(1)
+    hung = group.inbox[2].pop(0)  # it has read the message, and is heard of no more
+    assert hung["type"] == "prepare"
+    assert group.transactions.pause_s() == PREPARE_WITHIN_S
+    group.now_s += PREPARE_WITHIN_S - 1
+    group.transactions.expire()
+    assert not any(group.inbox[index] for index in (0, 1))
+    group.now_s += 1
+    group.transactions.expire()
+    for index in (0, 1):
+        while group.work(index):
+            pass
+    [failed] = group.results[0]
+    assert (failed["call"], failed["ok"], failed["kind"]) == (1, False, "UnavailableError")
+    assert "worker 2 " in failed["error"]
+    assert group.state == [{}, {}, {}]
+    # It goes on after all: what it prepared is dropped, and it takes part in the next change.
+    group.transactions.on_prepared(group.workers[2], {"txn": hung["txn"], "ok": True})
+    group.settle()
+    assert group.state == [{"other": "unload"}] * 3
+    assert group.results[1] == [{"type": "result", "call": 2, "ok": True}]
+    assert group.transactions.pause_s() is None
+
+
+def test_a_change_that_is_being_committed_does_not_expire(group):
+    group.call(0, 1, UNLOAD)
+    for index in group.running():
+        group.work(index)
+    assert [inbox[0]["type"] for inbox in group.inbox] == ["commit"] * 3
+    group.now_s += 2 * PREPARE_WITHIN_S
+    group.transactions.expire()
+    group.settle()
+    assert group.results[0] == [{"type": "result", "call": 1, "ok": True}]
 
 
 def test_everybody_prepares_before_anybody_commits(group):

@@ -56,11 +56,12 @@ def rejudge(
 def replaced(limits: Sequence[Limit], by: Sequence[Limit]) -> list[Limit]:
     """``limits`` with those of the same metrics replaced, and the others added.
 
-    A limit whose value is not finite takes the metric's limit away.
+    Those that were asked for come first, as they do in tables. A limit whose value is not finite
+    takes the metric's limit away.
     """
     metrics = {limit.metric for limit in by}
     kept = [limit for limit in limits if limit.metric not in metrics]
-    return [*kept, *(limit for limit in by if math.isfinite(limit.value))]
+    return [*(limit for limit in by if math.isfinite(limit.value)), *kept]
 
 
 def _stored(output: OutputResult, found: Mapping[str, Array] | None) -> Measured:

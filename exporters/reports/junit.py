@@ -91,7 +91,9 @@ def _verdict(variant: VariantResult, group: GroupResult, output: OutputResult) -
 
 
 def _facts(output: OutputResult) -> list[str]:
-    facts = [f"{output.disagreements} of {output.rows} rows disagree"] if output.rows else []
+    facts = [f"{output.held} of {output.rows} rows disagree"] if output.rows else []
+    if output.known:
+        facts = [f"{facts[0]} in these batches only"]
     for limit in output.limits:
         summary = output.metrics.get(limit.metric)
         if summary is not None and summary.count:

@@ -102,9 +102,7 @@ def parse_state(tracestate: str) -> str:
     return ",".join(members)
 
 
-def new_context(
-    *, sampled: bool, entropy: Callable[[int], bytes] = os.urandom
-) -> TraceContext:
+def new_context(*, sampled: bool, entropy: Callable[[int], bytes] = os.urandom) -> TraceContext:
     """A root: new ids, and the decision. ``entropy(count)`` gives so many random bytes."""
     trace_id = span_id = 0
     while not trace_id:

@@ -2,7 +2,7 @@
 
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/ and
 …/protocol/exporter/. Durations are milliseconds, as the specification says (Python's own SDK reads
-``OTEL_EXPORTER_OTLP_TIMEOUT`` as seconds: a value that looks like it is taken as said, with a note).
+``OTEL_EXPORTER_OTLP_TIMEOUT`` as seconds: a value that looks like seconds is noted).
 What cannot be understood is noted and left out, never an error.
 """
 
@@ -138,7 +138,7 @@ def _override(reader: _Reader, signal: Signal) -> Override | None:
 
 
 def _exporter(reader: _Reader, signal: Signal, endpoint: str) -> Exporter | None:
-    """What ``OTEL_TRACES_EXPORTER`` and its like name, or an endpoint of the signal's own implies."""
+    """What ``OTEL_TRACES_EXPORTER`` and its like name, or the signal's own endpoint implies."""
     name = f"OTEL_{signal.upper()}_EXPORTER"
     shared = reader.text(_OTLP + "ENDPOINT")
     said = [one.strip() for one in reader.text(name).lower().split(",") if one.strip()]

@@ -7,17 +7,14 @@ same cores.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Generic, TypeVar
 
-from exporters.telemetry.delivery import Delivery, Outcome
+from exporters.telemetry.delivery import Delivery
 from exporters.telemetry.settings import Bounds
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -120,7 +117,7 @@ class Line(Generic[T]):
 
     def _run(self) -> None:
         while taken := self._take():
-            outcome = self._send(taken)
+            outcome = self.delivery.encode_and_deliver(taken, self._encode)
             with self._changed:
                 if self._abandoned:  # counted already
                     return
@@ -145,19 +142,3 @@ class Line(Generic[T]):
             taken = [self._items.popleft() for _ in range(min(self._slice, len(self._items)))]
             self._in_hand = len(taken)
             return taken
-
-    def _send(self, taken: list[T]) -> Outcome:
-        try:
-            payload = self._encode(taken)
-        except Exception as error:  # noqa: BLE001  # one bad item must not end the thread
-            if len(taken) == 1:
-                logger.warning("dropped what cannot be encoded: %s: %s", type(error).__name__, error)
-                return Outcome(dropped=Counter({"invalid": 1}))
-            # One of them is bad; the others are sent.
-            total = Outcome()
-            for one in taken:
-                outcome = self._send([one])
-                total.exported += outcome.exported
-                total.dropped += outcome.dropped
-            return total
-        return self.delivery.deliver(payload, len(taken))

@@ -139,20 +139,7 @@ class Periodic:
             logger.warning("metrics: %s", error)
             return Outcome(dropped=Counter({"invalid": 1}))
         for at in range(0, len(points), SLICE_POINTS):
-            outcome = self._send(points[at : at + SLICE_POINTS])
+            outcome = self.delivery.encode_and_deliver(points[at : at + SLICE_POINTS], self._encode)
             total.exported += outcome.exported
             total.dropped += outcome.dropped
         return total
-
-    def _send(self, points: list[Point]) -> Outcome:
-        try:
-            payload = self._encode(points)
-        except Exception as error:  # noqa: BLE001
-            if len(points) == 1:
-                name = points[0].instrument.name
-                logger.warning("metrics: %s: %s: %s", name, type(error).__name__, error)
-                return Outcome(dropped=Counter({"invalid": 1}))
-            half = len(points) // 2  # finds the bad one without a request for each of the others
-            first, second = self._send(points[:half]), self._send(points[half:])
-            return Outcome(first.exported + second.exported, first.dropped + second.dropped)
-        return self.delivery.deliver(payload, len(points))

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TypeVar
 
 from exporters.instruments import Instrument, Kind
 from exporters.telemetry.context import SAMPLED, TraceContext
@@ -29,8 +28,6 @@ BODY_MAX = 8192
 #: Elements of one attribute that is a sequence.
 SEQUENCE_MAX = 64
 LINKS_MAX = EVENTS_MAX = 32
-
-_Element = TypeVar("_Element")
 
 
 class SpanKind(StrEnum):
@@ -220,10 +217,17 @@ def bounded(attributes: Attributes) -> Attributes:
     """The attributes within the limits: the very same where they are (the usual case)."""
     if len(attributes) <= ATTRIBUTES_MAX:
         for key, value in attributes.items():
+            # Spelled out: a call for each attribute would double what handing a span over costs.
             kind = type(value)
-            if (kind is str and len(value) > TEXT_MAX) or len(key) > TEXT_MAX:  # type: ignore[arg-type]
+            if kind is str:
+                if len(value) > TEXT_MAX:  # type: ignore[arg-type]
+                    break
+            elif kind is int:
+                if not -_INT64 <= value < _INT64:  # type: ignore[operator]
+                    break
+            elif kind is not float and kind is not bool:
                 break
-            if kind not in _SCALARS:
+            if len(key) > TEXT_MAX:
                 break
         else:
             return attributes
@@ -231,12 +235,17 @@ def bounded(attributes: Attributes) -> Attributes:
     return {key[:TEXT_MAX]: _cut(value) for key, value in few}
 
 
-_SCALARS = frozenset({str, bool, int, float})
+#: What OTLP holds; a larger one would be lost, with a traceback in the log.
+_INT64 = 2**63
 
 
 def _cut(value: Value) -> Value:
-    if isinstance(value, str):
-        return value[:TEXT_MAX]
-    if isinstance(value, Sequence):
-        return [str(one)[:TEXT_MAX] if isinstance(one, str) else one for one in value][:SEQUENCE_MAX]  # type: ignore[return-value]
-    return value
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_cut_one(one) for one in list(value)[:SEQUENCE_MAX]]  # type: ignore[return-value]
+    return _cut_one(value)
+
+
+def _cut_one(value: object) -> str | bool | int | float:
+    if isinstance(value, bool | float) or (isinstance(value, int) and -_INT64 <= value < _INT64):
+        return value
+    return str(value)[:TEXT_MAX]

@@ -59,7 +59,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """What one signal has otherwise; empty: as the others. An HTTP endpoint is used as it stands."""
+    """What one signal has otherwise; empty: as the others. An HTTP endpoint: the full URL."""
 
     exporter: Exporter | None = None
     endpoint: str = ""
@@ -196,5 +196,3 @@ class Found:
 
     values: Mapping[str, Any]
     notes: tuple[str, ...] = ()
-
-

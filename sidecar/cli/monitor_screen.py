@@ -94,11 +94,9 @@ def _coverage(status: MonitorStatus) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
     grid.add_column()
-    # The taps tell their counts now and then: what has arrived may be ahead of them.
-    sampled = max(seen.sampled, seen.received)
-    share = f" ({percent(seen.compared / sampled)})" if sampled else ""
+    share = f" ({percent(seen.compared / seen.sampled)})" if seen.sampled else ""
     flow = Text(
-        f"{sampled:,} sampled → {seen.received:,} received → {seen.compared:,} compared{share}"
+        f"{seen.sampled:,} sampled → {seen.received:,} received → {seen.compared:,} compared{share}"
     )
     if seen.set_aside:
         flow.append(f", {seen.set_aside:,} set aside", "yellow")
@@ -135,10 +133,11 @@ def _model(model: ModelStatus) -> Iterable[RenderableType]:
     others = [pair for pair in model.pairs if pair.purpose != "certificate"]
     if others:
         yield _versions(others)
-    for pair in model.pairs:
-        for output in pair.outputs:
-            if output.inferred:
-                yield Text(f"  {output.output}: {output.inferred}", "dim")
+    outputs = [output for pair in model.pairs for output in pair.outputs]
+    # Of several candidates the same was inferred as a rule: said once.
+    for name, inferred in dict.fromkeys((one.output, one.inferred) for one in outputs):
+        if inferred:
+            yield Text(f"  {name}: {inferred}", "dim")
 
 
 def _certificates(pairs: Sequence[PairStatus]) -> Table:
@@ -163,7 +162,16 @@ def _table(first: str, *numbers: str) -> Table:
 def _verdict(pair: PairStatus) -> Text:
     if pair.blocked:
         return Text(f"not compared: {pair.blocked}", "bold red")
-    return Text() if pair.verdict is None else Text(pair.verdict, STYLES[pair.verdict])
+    if pair.verdict is None:
+        return Text()
+    cell = Text(pair.verdict, STYLES[pair.verdict])
+    if not pair.outputs:  # which is INVALID, but nobody's fault yet
+        cell = Text("nothing compared yet", "dim")
+    if pair.purpose == "certificate":
+        for side, name in (("candidate", "it"), ("baseline", pair.baseline)):
+            if count := pair.errors.get(side, 0):
+                cell.append(f"\n{name} failed {times(count)}", "yellow")
+    return cell
 
 
 def _output(output: OutputStatus) -> tuple[RenderableType, ...]:

@@ -53,7 +53,7 @@ def _run(request: Request) -> int:
     from sidecar.validation.options import Options
     from sidecar.validation.plan import plans
     from sidecar.validation.policies import parse_limits
-    from sidecar.validation.store import check_extras, write_run
+    from sidecar.validation.store import StoreError, check_extras, check_folder, write_run
 
     config = load(request.config)
     options = Options(
@@ -74,17 +74,24 @@ def _run(request: Request) -> int:
     )
     if request.report is not None:
         check_extras()
+        check_folder(request.report)
     if len(found) > 1:
         _check_shared(found, options)
-    outcomes = []
+    outcomes, unwritten = [], None
     for plan in found:
         outcome = _execute(plan, options, request)
         outcomes.append(outcome)
         if request.report is not None:
             folder = request.report if len(found) == 1 else request.report / _folder(plan)
-            page = write_run(outcome, folder, config=request.config)
+            try:
+                page = write_run(outcome, folder, config=request.config)
+            except StoreError as error:
+                unwritten = error  # the run itself is whole, and is shown
+                continue
             print(f"report: {page}", file=sys.stderr)
     _print(outcomes, notes, as_json=request.as_json)
+    if unwritten is not None:
+        raise unwritten
     return exit_code([outcome.result for outcome in outcomes])
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
 
 from sidecar.errors import SidecarError
 from validators.results import RunResult
@@ -33,18 +36,36 @@ def guarded(command: Callable[[], int]) -> int:
     Elsewhere an error ends with 1. Here 1 is a verdict, and a crash must not be taken for one, nor
     the other way round.
     """
+    shown = "--debug" not in sys.argv
     try:
-        return command()
+        code = command()
+        _flush()  # here, where what it raises is no verdict either
+        return code
     except SidecarError as error:
         said = str(error)
-        shown = isinstance(error, SidecarError) and "--debug" not in sys.argv
+    except OSError as error:  # a full disk behind standard output
+        said = error.strerror or str(error)
     except Exception as error:  # noqa: BLE001 - see above
         said = f"{type(error).__name__}: {error} (a mistake of this program: run it with --debug)"
-        shown = "--debug" not in sys.argv
     if not shown:
         traceback.print_exc()
     print(f"error: {said}", file=sys.stderr)
     return BAD_USE
+
+
+def _flush() -> None:
+    try:
+        if sys.stdout is not None:  # it is where it was closed before the start
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _silence()
+
+
+def _silence() -> None:
+    """Nobody reads any more (``| head``): the exit code stays that of the verdict."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def exit_code(results: Sequence[RunResult]) -> int:
@@ -60,7 +81,10 @@ def print_json(results: Sequence[RunResult], notes: Sequence[str] = ()) -> None:
         "notes": list(notes),
         "runs": [result.to_plain() for result in results],
     }
-    print(json.dumps(document, indent=2, allow_nan=False))
+    try:
+        print(json.dumps(document, indent=2, allow_nan=False))
+    except BrokenPipeError:
+        _silence()
 
 
 def show(console: Console, result: RunResult) -> None:
@@ -205,7 +229,13 @@ def console_for(**options: Any) -> Console:
     """
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=True, **options)
+    class _Console(Console):
+        @override
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            _silence()  # rich would end the process with 1, which is FAIL
+
+    console = _Console(highlight=False, soft_wrap=True, **options)
     if console.is_terminal:
         return console
-    return Console(highlight=False, soft_wrap=True, width=10_000, **options)
+    return _Console(highlight=False, soft_wrap=True, width=10_000, **options)

@@ -21,6 +21,7 @@ from sidecar.errors import (
     InvalidRequestError,
     OverloadedError,
     PermissionDeniedError,
+    UnauthenticatedError,
     UnavailableError,
     UnsupportedError,
 )
@@ -289,7 +290,7 @@ class Gateway:
             (token or "").encode(), self._token.encode()
         ):
             text = "this call changes the server's state; it needs `authorization: Bearer TOKEN`"
-            raise PermissionDeniedError(text)
+            raise (UnauthenticatedError if token is None else PermissionDeniedError)(text)
 
     def _admin_repository_index(self, request: Any) -> Any:
         return describe.repository_index(self.registry, ready_only=request.ready)

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from sidecar.errors import PermissionDeniedError, RequestError
+from sidecar.errors import RequestError, UnauthenticatedError
 from sidecar.gateway import http_control as control
 from sidecar.gateway.api import Backend
 from sidecar.gateway.http_body import (
@@ -73,8 +73,6 @@ class HttpApp:
         self._default_timeout_s = config.default_timeout_s
         self._max_bytes = http.max_body_bytes
         self._stall_s = limits.body_stall_s
-        admin = config.admin
-        self._has_token = admin.token is not None or admin.token_file is not None
         self._reads = Threads("http-read", threads=4, pending_max=128)
         self._changes = Threads("http-admin", threads=2, pending_max=16)
         #: Answer ``Connection: close``, so that clients come back to another replica.
@@ -105,7 +103,7 @@ class HttpApp:
         except RefusedError as error:
             reply = error_reply(error.status, str(error), error.headers)
         except RequestError as error:
-            reply = self._error(error, call)
+            reply = _error_reply(error)
         except asyncio.CancelledError:
             # The time to drain is over. The answer is the last thing this task does.
             reply = error_reply(503, "the server stopped before the answer was ready")
@@ -113,13 +111,6 @@ class HttpApp:
             logger.exception("request %s failed", request_id)
             reply = error_reply(http_status(error), client_message(error))
         await self._send(reply, request_id, send)
-
-    def _error(self, error: RequestError, call: Call) -> Reply:
-        status = http_status(error)
-        if isinstance(error, PermissionDeniedError) and self._has_token and call.token is None:
-            # 401 asks for credentials; 403 says that those given are not enough.
-            return error_reply(401, str(error), ((b"www-authenticate", b"Bearer"),))
-        return error_reply(status, client_message(error))
 
     async def _send(self, reply: Reply, request_id: str, send: Send) -> None:
         length = sum(map(len, reply.parts))
@@ -340,6 +331,13 @@ class HttpApp:
 
     def _post(self, path: str, handler: Handler) -> Route:
         return Route(path, _Endpoint(self, handler), methods=["POST"])
+
+
+def _error_reply(error: RequestError) -> Reply:
+    # 401 asks for credentials; 403 says that those given are not enough.
+    asks = isinstance(error, UnauthenticatedError)
+    headers = ((b"www-authenticate", b"Bearer"),) if asks else ()
+    return error_reply(http_status(error), client_message(error), headers)
 
 
 def _by_name(kind: Any) -> Callable[[control.Object, Mapping[str, str]], Message]:

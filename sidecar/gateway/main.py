@@ -19,13 +19,13 @@ from sidecar.gateway import listener
 from sidecar.gateway.changes import SupervisedControl
 from sidecar.gateway.core import Gateway
 from sidecar.gateway.grpc_server import GrpcServers
-from sidecar.gateway.http import HttpServer
 from sidecar.gateway.pages import Page
 from sidecar.gateway.registry import slots_of
 from sidecar.gateway.tracefile import TraceWriter
 
 if TYPE_CHECKING:
     from sidecar.config import SidecarConfig
+    from sidecar.gateway.http import HttpServer
 
 # By name: as the supervisor starts it this module is `__main__`, and below nothing of ours.
 logger = logging.getLogger("sidecar.gateway.main")
@@ -85,6 +85,8 @@ class Worker:
         bound = self._grpc.start(addresses)
         self._grpc_addresses = [bound[name] for name in ("grpc", "admin") if name in bound]
         if self.config.gateway.http is not None:
+            from sidecar.gateway.http import HttpServer  # 3 MB, for who wants it
+
             self._http = HttpServer(self.config.gateway, self.gateway)
             bound["http"] = self._http.start(addresses["http"])
         self._trace.start()

@@ -52,6 +52,7 @@ _COUNTER_AT = _DURATION_AT + 2 * len(DURATIONS)
 _HIST_AT = _COUNTER_AT + len(COUNTERS)
 _BATCH_AT = _HIST_AT + _HIST * len(STAGES)
 SLOT_WORDS = _BATCH_AT + BATCH_ROWS * _BATCH_WORDS
+_LAST_BATCH_AT = SLOT_WORDS - _BATCH_WORDS
 
 #: Server-wide counters, in the header behind magic, version, slots, pid, incarnation.
 #: Those of the tap (``tap.py``) are counted for sampled exchanges alone, and add up: sampled =
@@ -66,6 +67,7 @@ _SERVER_AT = 8
 _DURATION_INDEX = {name: _DURATION_AT + 2 * i for i, name in enumerate(DURATIONS)}
 _COUNTER_INDEX = {name: _COUNTER_AT + i for i, name in enumerate(COUNTERS)}
 _STAGE_INDEX = {name: _HIST_AT + _HIST * i for i, name in enumerate(STAGES)}
+_SERVER_INDEX = {name: _SERVER_AT + i for i, name in enumerate(SERVER_COUNTERS)}
 
 SUCCESS, FAIL = _DURATION_INDEX["success"], _DURATION_INDEX["fail"]
 QUEUE, DECODE = _DURATION_INDEX["queue"], _DURATION_INDEX["decode"]
@@ -74,6 +76,9 @@ _INFERENCES = _COUNTER_INDEX["inferences"]
 _EXECUTIONS = _COUNTER_INDEX["executions"]
 _LAST = _COUNTER_INDEX["last_inference_ms"]
 _BYTES_IN, _BYTES_OUT = _COUNTER_INDEX["bytes_in"], _COUNTER_INDEX["bytes_out"]
+_DECODE_HIST, _QUEUE_HIST = _STAGE_INDEX["decode"], _STAGE_INDEX["queue"]
+_EXECUTE_HIST, _ENCODE_HIST = _STAGE_INDEX["execute"], _STAGE_INDEX["encode"]
+_TOTAL_HIST = _STAGE_INDEX["total"]
 
 
 def page_bytes(slots: int) -> int:
@@ -108,6 +113,8 @@ class Page:
         self._map = mmap.mmap(descriptor, page_bytes(slots))
         self.words = memoryview(self._map).cast("Q")
         self.slots = slots
+        # Of each slot apart: with the page's own words each index would be an addition more.
+        self._slot_words = [self.words[at : at + SLOT_WORDS] for at in map(self.base, range(slots))]
         # One lock for all slots: a `+= 1` on a word is a read and a write, and another thread may
         # run in between. Uncontended it costs 60 ns; rows a thread would need a sum on each read.
         self._lock = threading.Lock()
@@ -128,83 +135,82 @@ class Page:
         One that was answered from the cache is a success, but no inference, and has no stages of
         computing: so say the protocol's statistics.
         """
-        words = self.words
-        base = self.base(slot)
+        words = self._slot_words[slot]
         decode_ns, queue_ns = timing.decode_ns, timing.queue_ns
         execute_ns, encode_ns = timing.execute_ns, timing.encode_ns
         with self._lock:
-            words[base + SUCCESS] += 1
-            words[base + SUCCESS + 1] += total_ns
-            words[base + QUEUE] += 1
-            words[base + QUEUE + 1] += queue_ns
+            words[SUCCESS] += 1
+            words[SUCCESS + 1] += total_ns
+            words[QUEUE] += 1
+            words[QUEUE + 1] += queue_ns
             if not timing.cached:
-                words[base + DECODE] += 1
-                words[base + DECODE + 1] += decode_ns
-                words[base + EXECUTE] += 1
-                words[base + EXECUTE + 1] += execute_ns
-                words[base + ENCODE] += 1
-                words[base + ENCODE + 1] += encode_ns
-                words[base + _INFERENCES] += timing.rows
-            words[base + _LAST] = now_ms
-            words[base + _BYTES_IN] += bytes_in
-            words[base + _BYTES_OUT] += bytes_out
-            at = base + _HIST_AT
-            words[at + bisect_left(BUCKETS_NS, decode_ns)] += 1
-            words[at + _HIST + bisect_left(BUCKETS_NS, queue_ns)] += 1
-            words[at + 2 * _HIST + bisect_left(BUCKETS_NS, execute_ns)] += 1
-            words[at + 3 * _HIST + bisect_left(BUCKETS_NS, encode_ns)] += 1
-            words[at + 4 * _HIST + bisect_left(BUCKETS_NS, total_ns)] += 1
+                words[DECODE] += 1
+                words[DECODE + 1] += decode_ns
+                words[EXECUTE] += 1
+                words[EXECUTE + 1] += execute_ns
+                words[ENCODE] += 1
+                words[ENCODE + 1] += encode_ns
+                words[_INFERENCES] += timing.rows
+            words[_LAST] = now_ms
+            words[_BYTES_IN] += bytes_in
+            words[_BYTES_OUT] += bytes_out
+            words[_DECODE_HIST + bisect_left(BUCKETS_NS, decode_ns)] += 1
+            words[_QUEUE_HIST + bisect_left(BUCKETS_NS, queue_ns)] += 1
+            words[_EXECUTE_HIST + bisect_left(BUCKETS_NS, execute_ns)] += 1
+            words[_ENCODE_HIST + bisect_left(BUCKETS_NS, encode_ns)] += 1
+            words[_TOTAL_HIST + bisect_left(BUCKETS_NS, total_ns)] += 1
             if timing.executed:
-                self._count_batch(base, timing.rows, decode_ns, execute_ns, encode_ns)
+                _count_batch(words, timing.rows, decode_ns, execute_ns, encode_ns)
 
     def record_batch(
         self, slot: int, rows: int, input_ns: int, execute_ns: int, output_ns: int
     ) -> None:
         """Count one execution of a joined batch (its requests are counted by ``record``)."""
         with self._lock:
-            self._count_batch(self.base(slot), rows, input_ns, execute_ns, output_ns)
-
-    def _count_batch(
-        self, base: int, rows: int, input_ns: int, execute_ns: int, output_ns: int
-    ) -> None:
-        words = self.words
-        words[base + _EXECUTIONS] += 1
-        at = base + _BATCH_AT
-        last = at + (BATCH_ROWS - 1) * _BATCH_WORDS
-        # A place is taken once it has a count: a size may be 0, for a batch without rows.
-        while words[at] != rows and words[at + 1] != 0 and at < last:
-            at += _BATCH_WORDS
-        words[at] = max(rows, words[at])
-        words[at + 1] += 1
-        words[at + 2] += input_ns
-        words[at + 3] += execute_ns
-        words[at + 4] += output_ns
+            _count_batch(self._slot_words[slot], rows, input_ns, execute_ns, output_ns)
 
     def add_duration(self, slot: int, name: str, ns: int) -> None:
         """Count one duration (``fail``, ``cancel``, ``cache_hit``, ``cache_miss``)."""
-        at = self.base(slot) + _DURATION_INDEX[name]
+        words, at = self._slot_words[slot], _DURATION_INDEX[name]
         with self._lock:
-            self.words[at] += 1
-            self.words[at + 1] += ns
+            words[at] += 1
+            words[at + 1] += ns
 
     def add(self, slot: int, counter: str, amount: int = 1) -> None:
         """Add to one of ``COUNTERS``."""
         with self._lock:
-            self.words[self.base(slot) + _COUNTER_INDEX[counter]] += amount
+            self._slot_words[slot][_COUNTER_INDEX[counter]] += amount
 
     def add_server(self, counter: str, amount: int = 1) -> None:
         """Add to one of ``SERVER_COUNTERS``."""
         with self._lock:
-            self.words[_SERVER_AT + SERVER_COUNTERS.index(counter)] += amount
+            self.words[_SERVER_INDEX[counter]] += amount
 
     def server_counters(self) -> dict[str, int]:
         """All of ``SERVER_COUNTERS``."""
-        return {name: self.words[_SERVER_AT + i] for i, name in enumerate(SERVER_COUNTERS)}
+        return {name: self.words[at] for name, at in _SERVER_INDEX.items()}
 
     def close(self) -> None:
         """Unmap; the page itself lives while any descriptor or mapping does."""
-        self.words.release()
+        for words in (*self._slot_words, self.words):
+            words.release()
         self._map.close()
+
+
+def _count_batch(
+    words: memoryview[int], rows: int, input_ns: int, execute_ns: int, output_ns: int
+) -> None:
+    """Count an execution in a slot's ``words``, whose page is locked."""
+    words[_EXECUTIONS] += 1
+    at = _BATCH_AT
+    # A place is taken once it has a count: a size may be 0, for a batch without rows.
+    while words[at] != rows and words[at + 1] != 0 and at < _LAST_BATCH_AT:
+        at += _BATCH_WORDS
+    words[at] = max(words[at], rows)
+    words[at + 1] += 1
+    words[at + 2] += input_ns
+    words[at + 3] += execute_ns
+    words[at + 4] += output_ns
 
 
 @dataclass(slots=True)

@@ -156,7 +156,7 @@ def check_deadline(request: InferRequest, now_ns: int) -> None:
 
 def _wanted(request: InferRequest, copy: Copy) -> list[OutputRequest]:
     if not request.outputs:
-        return [OutputRequest(name) for name in copy.output_names]
+        return copy.all_outputs
     seen: set[str] = set()
     for output in request.outputs:
         if output.name not in copy.outputs:
@@ -184,7 +184,7 @@ def _answer(
     is_cancelled: IsCancelled | None,
 ) -> tuple[list[Array], Copy]:
     """The outputs, and the copy that gave them: from the cache, the serving copy, the fallback."""
-    names = [output.name for output in wanted]
+    names = copy.output_names if wanted is copy.all_outputs else [o.name for o in wanted]
     key: bytes | None = None
     if copy.cached and gateway.cache is not None:
         looked = monotonic_ns()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from sidecar import runtimes
 from sidecar.errors import InvalidRequestError, NotFoundError, SidecarError
 from sidecar.gateway.batcher import Batcher
+from sidecar.gateway.messages import OutputRequest
 from sidecar.runtimes.base import Array, ForwardingRuntime, Runtime, TensorSpec
 
 if TYPE_CHECKING:
@@ -39,12 +40,14 @@ class Copy:
 
     Attributes:
         slot: its slot in the statistics pages: the same in every worker.
-        input_names, specs: looked up on each request, so made once.
+        inputs, outputs, output_names: by the signature; looked up on each request, so made once.
+        all_outputs: what a request wants that names no outputs; never written to.
     """
 
     __slots__ = (
-        "__weakref__", "batcher", "cache_key", "cached", "config", "fallback_after_ms", "inputs",
-        "key", "max_batch_size", "model", "output_names", "outputs", "runtime", "slot", "version",
+        "__weakref__", "all_outputs", "batcher", "cache_key", "cached", "config",
+        "fallback_after_ms", "inputs", "key", "max_batch_size", "model", "output_names", "outputs",
+        "runtime", "slot", "version",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +67,7 @@ class Copy:
         self.inputs: dict[str, TensorSpec] = {s.name: s for s in runtime.signature.inputs}
         self.output_names = [spec.name for spec in runtime.signature.outputs]
         self.outputs: dict[str, TensorSpec] = {s.name: s for s in runtime.signature.outputs}
+        self.all_outputs = [OutputRequest(name) for name in self.output_names]
         self.max_batch_size = runtime.signature.max_batch_size
         self.batcher: Batcher | None = None
 

@@ -65,9 +65,18 @@ class Budget:
         self.share = share
         self._clock = clock
         self._cores = cores()
-        self._account = (clock.monotonic_ns(), used_s())
+        self._marks: deque[tuple[int, float]] = deque()
+        self.begin()
+
+    def begin(self) -> None:
+        """Measure from now on: what was used before (to load copies, once) is not held against it.
+
+        Before anybody else uses this.
+        """
+        self._account = (self._clock.monotonic_ns(), self._used_s())
         self._balance_s = 0.0
-        self._marks: deque[tuple[int, float]] = deque([self._account])
+        self._marks.clear()
+        self._marks.append(self._account)
 
     def tick(self) -> float:
         """Measure; returns the share of all cores used since the last tick."""

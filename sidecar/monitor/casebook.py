@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from sidecar.cases.case import Arrays, CaseEntry, CaseError, Offer
 from sidecar.monitor.exchanges import Item
@@ -20,7 +23,7 @@ from validators.comparators import metric_specs
 
 if TYPE_CHECKING:
     from sidecar.cases.writer import CaseWriter
-    from sidecar.monitor.compare import BatchResult, OutputResult
+    from sidecar.monitor.compare import BatchResult
 
 logger = logging.getLogger("sidecar.monitor.casebook")
 
@@ -31,12 +34,14 @@ class Casebook:
     """Offers exchanges to a ``CaseWriter``; for the worker's thread.
 
     Args:
-        writer: ``None`` where cases cannot be kept (the reason was logged).
+        writer: ``None`` where cases cannot be kept.
+        notice: why not, or what was found wrong with those that there were; empty otherwise.
     """
 
-    def __init__(self, writer: CaseWriter | None) -> None:
+    def __init__(self, writer: CaseWriter | None, notice: str = "") -> None:
         self._writer = writer
-        self._failing = False
+        self._notice = notice
+        self._failure = ""
         self._views: list[CaseView] = []
         self.failures = 0
 
@@ -46,9 +51,7 @@ class Casebook:
             return
         for batch in compared:
             if batch.result is not None:
-                limited = _limited(batch)
-                for position, item in enumerate(batch.items):
-                    self._offer_compared(batch, position, item, limited)
+                self._offer_compared(batch, batch.result)
             for item, answer in batch.failed:
                 self._offer_failed(batch, item, answer.failure, answer.error)
         failed = [one for batch in compared for one in batch.failed]
@@ -60,40 +63,37 @@ class Casebook:
                 named = PairBatch(next(its, pairs[0]))
                 self._offer_failed(named, item, "crash", item.set_aside)
 
-    def _offer_compared(
-        self, batch: PairBatch, position: int, item: Item, limited: Mapping[str, Worse]
-    ) -> None:
-        result = batch.result
-        assert result is not None
-        metrics = {
-            f"{name}.{metric}": float(values[position])
+    def _offer_compared(self, batch: PairBatch, result: BatchResult) -> None:
+        """Offer each exchange of a pair: most are not wanted, so little is made of them before."""
+        limited = _limited(batch)
+        columns = {
+            f"{name}.{metric}": values.tolist()
             for name, output in result.outputs.items()
             for metric, values in output.worst.items()
-            if not math.isnan(values[position])
         }
-        problems = [
-            f"{name}: {output.problems[position]}"
-            for name, output in result.outputs.items()
-            if position in output.problems
-        ]
-        self._offer(
-            Offer(
-                model=batch.pair.model,
-                candidate=batch.pair.candidate,
-                baseline=batch.pair.baseline,
+        decisive = [(metric, columns[metric]) for metric in limited if metric in columns]
+        failures = _failures(result)
+        pair = batch.pair
+        for position, item in enumerate(batch.items):
+            problem = _problem(result, position) if failures[position] == "structure" else ""
+            metrics: dict[str, float] = {metric: values[position] for metric, values in decisive}
+            offer = Offer(
+                model=pair.model,
+                candidate=pair.candidate,
+                baseline=pair.baseline,
                 metrics=metrics,
                 limited=limited,
-                failure=_failure(result, position),
+                failure=failures[position],
                 request_id=item.exchange.request_id,
                 time_ns=item.exchange.wall_ns,
-                info={"problem": problems[0]} if problems else {},
-            ),
-            item,
-            {
-                batch.pair.candidate: batch.candidates[position],
-                batch.pair.baseline: batch.truths[position],
-            },
-        )
+                info={"problem": problem} if problem else {},
+            )
+            outputs = {
+                pair.candidate: batch.candidates[position],
+                pair.baseline: batch.truths[position],
+            }
+            # Called at once, or never.
+            self._offer(offer, item, outputs, partial(_complete, metrics, columns, position))
 
     def _offer_failed(self, batch: PairBatch, item: Item, failure: str, error: str) -> None:
         pair = batch.pair
@@ -110,10 +110,22 @@ class Casebook:
         outputs = {pair.baseline: truth.outputs} if truth and truth.outputs else {}
         self._offer(offer, item, outputs)
 
-    def _offer(self, offer: Offer, item: Item, outputs: Mapping[str, Mapping[str, Array]]) -> None:
+    def _offer(
+        self,
+        offer: Offer,
+        item: Item,
+        outputs: Mapping[str, Mapping[str, Array]],
+        complete: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Offer one; ``complete`` is called first when it is wanted."""
         assert self._writer is not None
+
+        def read() -> Arrays:
+            complete()
+            return Arrays(item.inputs, outputs)
+
         try:
-            self._writer.offer(offer, lambda: Arrays(item.inputs, outputs))
+            self._writer.offer(offer, read)
         except CaseError as error:
             self._note(error)
 
@@ -127,9 +139,9 @@ class Casebook:
         except CaseError as error:
             self._note(error)
             return
-        if self._failing:
+        if self._failure:
             logger.info("cases are written again")
-        self._failing = False
+        self._failure = ""
         self._views = [_view(entry) for entry in entries]
 
     def views(self, model: str | None, limit: int) -> list[CaseView]:
@@ -148,9 +160,14 @@ class Casebook:
 
     def _note(self, error: CaseError) -> None:
         self.failures += 1
-        if not self._failing:  # once, not for each exchange
+        if not self._failure:  # once, not for each exchange
             logger.error("cases cannot be kept: %s", error)
-        self._failing = True
+        self._failure = str(error)
+
+    @property
+    def message(self) -> str:
+        """What is wrong with the cases, empty when nothing is. From any thread."""
+        return "; ".join(part for part in (self._failure, self._notice) if part)
 
 
 def _limited(batch: PairBatch) -> dict[str, Worse]:
@@ -164,13 +181,29 @@ def _limited(batch: PairBatch) -> dict[str, Worse]:
     return found
 
 
-def _failure(result: BatchResult, position: int) -> str | None:
-    outputs: list[OutputResult] = list(result.outputs.values())
-    if any(output.structural[position] for output in outputs):
-        return "structure"
-    if any(output.invalid_rows[position] for output in outputs):
-        return "invalid"
-    return "disagrees" if result.bad_rows[position] else None
+def _complete(metrics: dict[str, float], columns: Mapping[str, list[float]], at: int) -> None:
+    """Make ``metrics`` all of an exchange's, without those that do not apply to it."""
+    metrics.clear()
+    found = ((metric, values[at]) for metric, values in columns.items())
+    metrics.update((metric, value) for metric, value in found if not math.isnan(value))
+
+
+def _failures(result: BatchResult) -> list[str | None]:
+    """The kind of failure of each exchange, the gravest first; ``None``: it agreed."""
+    found: list[str | None] = [None] * len(result.rows)
+    outputs = result.outputs.values()
+    kinds = [("disagrees", result.bad_rows)]
+    kinds += [("invalid", output.invalid_rows) for output in outputs]
+    kinds += [("structure", output.structural) for output in outputs]
+    for kind, flags in kinds:
+        for position in np.flatnonzero(flags).tolist():
+            found[position] = kind
+    return found
+
+
+def _problem(result: BatchResult, position: int) -> str:
+    found = ((name, output.problems.get(position)) for name, output in result.outputs.items())
+    return next((f"{name}: {problem}" for name, problem in found if problem), "")
 
 
 def _view(entry: CaseEntry) -> CaseView:

@@ -146,10 +146,7 @@ class ExchangeListener:
 
     def tap_counters(self) -> dict[str, int]:
         """The same, over all workers."""
-        total = Counter[str]()
-        for counters in self.worker_counters().values():
-            total.update(counters)
-        return dict(total)
+        return dict(sum(map(Counter, self.worker_counters().values()), Counter[str]()))
 
     # --- connections ----------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ class Ingest:
         self._stale_ns = int(stale_s * 1e9)
         self._queue: deque[tuple[int, Exchange]] = deque()
         self._bytes = 0
-        self._seen: OrderedDict[tuple[str, str, str], None] = OrderedDict()
+        self._seen: OrderedDict[int, None] = OrderedDict()
         self._ready = threading.Condition()
         self._closed = False
         self._lost = 0
@@ -61,7 +61,8 @@ class Ingest:
             return "stopping"
         if exchange.request_id:
             # Both halves of a fallback carry one identity; they are different answers.
-            identity = (exchange.model, exchange.variant, exchange.request_id)
+            # As a number: of the texts themselves so many would be tens of megabytes.
+            identity = hash((exchange.model, exchange.variant, exchange.request_id))
             if identity in self._seen:
                 self._seen.move_to_end(identity)
                 return "duplicate"

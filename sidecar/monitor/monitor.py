@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from sidecar.monitor.view import (
     CertificateView,
     Coverage,
     MonitorStatus,
+    StoreStatus,
     VerdictEvent,
 )
 from sidecar.monitor.worker import Worker
@@ -84,7 +86,7 @@ class Monitor:
         self._mirror.copies.update(refused)
         self._budget = Budget(self._cpu_s, settings.mirror.cpu_share, clock)
         self._plans: dict[str, ModelPlan] = {}
-        self._casebook = Casebook(self._open_cases())
+        self._casebook = self._open_cases()
         self._worker = Worker(
             self._ingest, self._mirror, self._evidence, self._plans, self._casebook, self._budget,
             noise_rate=settings.mirror.noise_rate, flush_s=settings.flush_s, clock=clock,
@@ -98,14 +100,18 @@ class Monitor:
         self._server: MonitorServer | None = None
         self._thread = threading.Thread(target=self._worker.run, name="worker", daemon=True)
 
-    def _open_cases(self) -> Any:
+    def _open_cases(self) -> Casebook:
         from sidecar.cases import CaseError, CaseWriter
 
+        folder = self._state_dir / "cases"
         try:
-            return CaseWriter(self._state_dir / "cases", self._config.monitor.cases, self._clock)
+            writer = CaseWriter(folder, self._config.monitor.cases, self._clock)
         except CaseError as error:
             logger.error("no cases are kept: %s", error)
-            return None
+            return Casebook(None, f"no cases are kept: {error}")
+        if writer.message:
+            logger.error("%s: %s", folder, writer.message)
+        return Casebook(writer, writer.message)
 
     def _cpu_s(self) -> float:
         return own_cpu_s() + self._mirror.cpu_s()
@@ -158,6 +164,7 @@ class Monitor:
                 self._plans[model.name] = plan
                 if plan.message:
                     logger.warning("%s: %s", model.name, plan.message)
+            self._budget.begin()
         except Exception as error:  # noqa: BLE001 - raised by `start`, in the thread that waits
             failed.append(error)
             return
@@ -245,7 +252,7 @@ class Monitor:
     def _on_crash(self, item: Item) -> None:
         model = item.exchange.model
         request = item.exchange.request_id or "(without an id)"
-        text = f"{item.set_aside} on request {request}, which is set aside, and is not tried on it again"
+        text = f"{item.set_aside} on request {request}, which is set aside, not given to it again"
         self._events.append(
             model=model, candidate=item.culprit, baseline="", output="",
             verdict=Verdict.INVALID, text=text,
@@ -265,7 +272,7 @@ class Monitor:
             state=self._state,
             models=models,
             coverage=coverage,
-            store=self._keeper.status(),
+            store=self._store_status(),
             child=self._mirror.status(),
             last_seq=self._events.last_seq,
             pid=os.getpid(),
@@ -273,15 +280,22 @@ class Monitor:
             config=self._source,
         )
 
+    def _store_status(self) -> StoreStatus:
+        """The store's, with what is wrong with the cases beside it."""
+        store = self._keeper.status()
+        parts = (store.message, self._casebook.message)
+        return replace(store, message="; ".join(part for part in parts if part))
+
     def _counts(self) -> dict[str, int]:
         """What was sampled and what became of it, over all lives, by the names of ``Ledger``."""
         taps = self._listener.worker_counters() if self._listener is not None else {}
         worker = self._worker
         dropped = self._ingest.dropped + worker.dropped
         own = {
-            "received": self._ingest.received,
+            # In this order: nothing may look as if more had become of it than had come.
             "compared": worker.compared,
             "set_aside": worker.set_aside,
+            "received": self._ingest.received,
             **{f"dropped_{reason}": n for reason, n in dropped.items()},
             **{f"not_mirrored_{reason}": n for reason, n in worker.reader.not_mirrored.items()},
         }
@@ -300,7 +314,8 @@ class Monitor:
             not_mirrored[name] += counts.get(f"tap_{name}", 0)
         settings = self._config.monitor
         return Coverage(
-            sampled=counts.get("tap_sampled", 0),
+            # The taps tell their counts once a second: what has arrived may be ahead of them.
+            sampled=max(counts.get("tap_sampled", 0), counts.get("received", 0)),
             received=counts.get("received", 0),
             compared=counts.get("compared", 0),
             set_aside=counts.get("set_aside", 0),

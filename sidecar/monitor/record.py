@@ -179,7 +179,7 @@ class Recorder:
             is_higher = specs[metric].worse == "higher"
             found = float((np.fmax if is_higher else np.fmin).reduce(values))
             if not np.isnan(found):
-                (remark.highest if is_higher else remark.lowest)[metric] = found
+                (remark.highest if is_higher else remark.lowest)[metric] = found + 0.0  # no -0
         self._evidence.remark(replace(key, metric=""), remark)
 
     def _count_failures(self, batch: PairBatch) -> None:

@@ -30,6 +30,7 @@ TABLE: dict[type[errors.RequestError], Status] = {
     errors.CancelledError: Status("CANCELLED", 1, 499),
     errors.UnsupportedError: Status("UNIMPLEMENTED", 12, 501),
     errors.PermissionDeniedError: Status("PERMISSION_DENIED", 7, 403),
+    errors.UnauthenticatedError: Status("UNAUTHENTICATED", 16, 401),
     errors.ExecutionError: Status("INTERNAL", 13, 500),
 }
 INTERNAL = Status("INTERNAL", 13, 500)
@@ -39,7 +40,6 @@ _MESSAGE_BYTES_MAX = 2000
 #: HTTP codes for the statuses another server may answer with, beyond those in ``TABLE``.
 _UPSTREAM: dict[str, Status] = {status.grpc: status for status in TABLE.values()} | {
     "UNKNOWN": Status("UNKNOWN", 2, 500),
-    "UNAUTHENTICATED": Status("UNAUTHENTICATED", 16, 401),
     "FAILED_PRECONDITION": Status("FAILED_PRECONDITION", 9, 400),
     "ABORTED": Status("ABORTED", 10, 409),
     "OUT_OF_RANGE": Status("OUT_OF_RANGE", 11, 400),

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 UNNAMED = ""
 
 _ZIP, _NPY, _PARQUET = b"PK\x03\x04", b"\x93NUMPY", b"PAR1"
+#: An archive without any member: numpy.savez(file) of nothing.
+_EMPTY_ZIP = b"PK\x05\x06"
 _KINDS = ("npz", "npy", "safetensors", "Parquet")
 
 _SAFETENSORS = {
@@ -82,7 +84,7 @@ def _read_file(path: Path, rows: int | None) -> dict[str, Array]:
         message = f"{path} is empty"
         raise ValidationInputError(message)
     reader: Callable[[Path], dict[str, Array]]
-    if magic.startswith((_ZIP, _NPY)):
+    if magic.startswith((_ZIP, _EMPTY_ZIP, _NPY)):
         reader = _read_numpy
     elif magic.startswith(_PARQUET):
         return _read_parquet(path, rows)
@@ -109,6 +111,8 @@ def _read_numpy(path: Path) -> dict[str, Array]:
                 return {name: loaded[name] for name in loaded.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         hint = ""
+        if isinstance(error, zipfile.BadZipFile):
+            hint = " (it begins as one: is it cut off?)"
         if "pickle" in str(error):
             hint = " (arrays of Python objects are pickles, which are never read: store text with "
             hint += "dtype S or U)"

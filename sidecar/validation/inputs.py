@@ -202,7 +202,7 @@ def _check_names(arrays: Mapping[str, Any], specs: Mapping[str, TensorSpec], whe
         close = difflib.get_close_matches(name, extra, n=1, cutoff=0.6)
         if close or (len(missing) == len(extra) == 1):
             other = close[0] if close else extra[0]
-            said.append(f"input {name!r} is missing; is it what the file calls {other!r}?")
+            said.append(f"input {name!r} is missing (is it what the file calls {other!r}?)")
         else:
             said.append(f"input {name!r} is missing")
     for name in extra:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
@@ -32,8 +32,19 @@ if TYPE_CHECKING:
 LIVES_MAX = 16
 
 
+#: Calls that travel together: what a frame costs is more than what a small model does.
+_TOGETHER = 64
+
+
 class CrashError(ExecutionError):
-    """The variant ended its process."""
+    """The variant ended its process.
+
+    ``at``: which of several calls was under way, as far as that is known.
+    """
+
+    def __init__(self, message: str, at: int | None = None) -> None:
+        super().__init__(message)
+        self.at = at
 
 
 def build(variant: VariantConfig, clock: Clock) -> Runtime:
@@ -95,16 +106,34 @@ class IsolatedRuntime(Runtime):
 
     @override
     def infer_impl(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        life = self._alive()
-        answer = life.run(inputs)
-        if isinstance(answer, str):
-            life.close()
-            self._life, self.crash = None, answer
-            raise CrashError(answer)
-        self.compute_ns = answer.compute_ns
-        if answer.outputs is None:
-            raise ExecutionError(answer.error)
-        return [answer.outputs[name] for name in outputs]
+        [answer] = self.infer_many([inputs])
+        names = [spec.name for spec in self.signature.outputs]
+        found = dict(zip(names, answer, strict=True))
+        return [found[name] for name in outputs]
+
+    def infer_many(self, calls: Sequence[Mapping[str, Array]]) -> Iterator[list[Array]]:
+        """Execute each call, as ``infer`` does: all outputs of one after another.
+
+        ``compute_ns`` is that of the one that was just given.
+
+        Raises:
+            CrashError: none of those that travelled together has an answer.
+            ExecutionError: the next one failed.
+        """
+        names = [spec.name for spec in self.signature.outputs]
+        for start in range(0, len(calls), _TOGETHER):
+            life = self._alive()
+            answers = life.run(calls[start : start + _TOGETHER])
+            if isinstance(answers, CrashError):
+                self._life, self.crash = None, str(answers)
+                answers.at = None if answers.at is None else start + answers.at
+                life.close()
+                raise answers
+            for answer in answers:
+                self.compute_ns = answer.compute_ns
+                if answer.outputs is None:
+                    raise ExecutionError(answer.error)
+                yield [answer.outputs[name] for name in names]
 
     def _alive(self) -> _Life:
         if self._life is not None:
@@ -139,10 +168,11 @@ class _Life:
     def __init__(self, variant: VariantConfig, clock: Clock) -> None:
         self._variant = variant
         self._page_fd = Page.create()
+        self._page = Page(self._page_fd)
         try:
             self._link = Link(self._page_fd, clock.monotonic_ns())
         except BaseException:
-            os.close(self._page_fd)
+            self._close_page()
             raise
 
     def load(self) -> protocol.CopyInfo:
@@ -161,20 +191,20 @@ class _Life:
             )
         raise ArtifactError(f"loading it {self._ended()}")
 
-    def run(self, inputs: Mapping[str, Array]) -> protocol.Answer | str:
-        """The answer, or how the process ended."""
-        described, parts = pack_many([inputs])
-        jobs = {"inputs": described, "jobs": [[[self._variant.key, None]]]}
+    def run(self, calls: Sequence[Mapping[str, Array]]) -> list[protocol.Answer] | CrashError:
+        described, parts = pack_many(calls)
+        jobs = {"inputs": described, "jobs": [[[self._variant.key, None]]] * len(calls)}
         # Where it cannot be sent the process is gone, which is what is read next.
         self._link.send(protocol.JOBS, jobs, parts)
         frame = self._next()
         if frame is None:
-            return f"it {self._ended()}"
-        [[(failure, error, took_ns)]] = frame.fields["runs"]
-        outputs = None
-        if not failure:
-            [outputs] = unpack_many(frame.fields["outputs"], frame.parts)
-        return protocol.Answer(outputs, failure, error, took_ns)
+            executing = self._page.executing()
+            return CrashError(f"it {self._ended()}", None if executing is None else executing[0])
+        outputs = iter(unpack_many(frame.fields["outputs"], frame.parts))
+        return [
+            protocol.Answer(None if failure else next(outputs), failure, error, took_ns)
+            for [(failure, error, took_ns)] in frame.fields["runs"]
+        ]
 
     def _next(self) -> Frame | None:
         """Wait for a frame, as long as it takes (Ctrl-C ends it); ``None``: the process ended."""
@@ -196,6 +226,10 @@ class _Life:
 
     def close(self) -> None:
         self._link.close()
+        self._close_page()
+
+    def _close_page(self) -> None:
+        self._page.close()
         os.close(self._page_fd)
 
 

@@ -50,6 +50,30 @@ def label_output(
     raise ValidationInputError(message + "or name the output: --label-output NAME")
 
 
+def check_range(labels: Array, sample: Array, output: str, where: str) -> None:
+    """Refuse labels that no answer can be: they would count as mistakes of every variant.
+
+    Args:
+        labels: int64 [rows], or texts.
+        sample: some of the output's answers; scores [rows, classes] say how many classes there are.
+        output: its name.
+        where: the set, for the message.
+
+    Raises:
+        ValidationInputError: a label is no index of a class.
+    """
+    if dtype_class(sample.dtype) != "float" or dtype_class(labels.dtype) != "int":
+        return
+    classes = sample.shape[1]
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if wrong.size:
+        first = int(wrong[0])
+        message = f"{where}: {wrong.size} labels are no class of output {output!r}, which has 0 to "
+        message += f"{classes - 1} (the first: {labels[first]} in row {first})"
+        from_one = labels.min() == 1 and labels.max() == classes
+        raise ValidationInputError(message + ("; do they begin at 1?" if from_one else ""))
+
+
 def _usable(array: Array) -> bool:
     kind = dtype_class(array.dtype)
     if kind == "float":

@@ -9,7 +9,7 @@ repeated, their answers dropped), so that all are compared on the same rows.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from sidecar.errors import ExecutionError, InvalidRequestError
 from sidecar.protocol.datatypes import BY_NAME
+from sidecar.validation.isolated import CrashError, IsolatedRuntime
 from validators.dtypes import dtype_class
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sidecar.runtimes.base import Array, Runtime, Signature, TensorSpec
 
 Rows = dict[str, "Array"]
+Span = tuple[int, int]
 
 
 class RaggedError(Exception):
@@ -127,10 +129,8 @@ class Caller:
         """
         count = rows_in(rows)
         step = self._fixed or max(1, min(size, self.largest))
-        pieces = []
-        for at in range(0, count, step):
-            self.calling = at, min(at + step, count)
-            pieces.append(self._call(pick(rows, *self.calling)))
+        spans = [(at, min(at + step, count)) for at in range(0, count, step)]
+        pieces = list(self._pieces(rows, spans))
         if len(pieces) == 1:
             return pieces[0]
         joined: Rows = {}
@@ -141,15 +141,35 @@ class Caller:
             joined[name] = np.concatenate(parts)
         return joined
 
-    def _call(self, rows: Rows) -> Rows:
-        count = rows_in(rows)
-        feed = {name: self._prepared(name, array) for name, array in rows.items()}
-        started = self.clock.monotonic_ns()
-        answers = self.runtime.infer(feed)
-        took = self.clock.monotonic_ns() - started
-        # Of a variant in another process, what it took there.
-        took = getattr(self.runtime, "compute_ns", took)
-        self.times_ns[self._fixed or count].append(took)
+    def _pieces(
+        self, rows: Mapping[str, Array], spans: Sequence[tuple[int, int]]
+    ) -> Iterator[Rows]:
+        """The answers to some spans of rows, one call each."""
+        runtime = self.runtime
+        if not isinstance(runtime, IsolatedRuntime):
+            for self.calling in spans:
+                part = pick(rows, *self.calling)
+                feed = self._feed(part)
+                started = self.clock.monotonic_ns()
+                answers = runtime.infer(feed)
+                yield self._answered(answers, rows_in(part), self.clock.monotonic_ns() - started)
+            return
+        # Of a variant in another process, what it took there counts.
+        found = runtime.infer_many([self._feed(pick(rows, *span)) for span in spans])
+        try:
+            for self.calling in spans:
+                answers = next(found)
+                count = self.calling[1] - self.calling[0]
+                yield self._answered(answers, count, runtime.compute_ns)
+        except CrashError as error:
+            self.calling = (0, rows_in(rows)) if error.at is None else spans[error.at]
+            raise
+
+    def _feed(self, rows: Rows) -> Rows:
+        return {name: self._prepared(name, array) for name, array in rows.items()}
+
+    def _answered(self, answers: Sequence[Array], count: int, took_ns: int) -> Rows:
+        self.times_ns[self._fixed or count].append(took_ns)
         names = [spec.name for spec in self.runtime.signature.outputs]
         found = dict(zip(names, answers, strict=True))
         if not self.layout.batched:

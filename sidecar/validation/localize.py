@@ -101,11 +101,8 @@ def localize(
             judge.fill(row, expected[name], local[name], free[name])
         rows.append(row)
     found = _conclude(sides, rows, judge)
-    found.limits = [str(limit) for limit in limits]
     if found.cause in {"none", "accumulated"}:
         _look_further(found, sides, judge, candidate if sides.forward else reference)
-    if found.cause == "none":
-        found.text += f" ({', '.join(found.limits)})"
     found.seconds = (clock.monotonic_ns() - started_ns) / 1e9
     tell("done", len(_STEPS), len(_STEPS))
     return found
@@ -163,9 +160,12 @@ def _conclude(sides: Sides, rows: list[ValueRow], judge: ValueJudge) -> Divergen
         sides.notes += _weights(sides, first)
     elif off is not None:
         text += f"; the first value out of limits is {off.value!r} (node {off.onnx_node})"
+    limits = [str(limit) for limit in judge.limits]
+    if cause == "none":
+        text += f" ({', '.join(limits)})"
     return Divergence(
         *sides.names, cause, text, len(judged), sides.graph.computed(), 0.0, first, rows, differ,
-        [], sides.notes,
+        limits, sides.notes,
     )  # fmt: skip
 
 
@@ -204,7 +204,10 @@ def _weights(sides: Sides, row: ValueRow) -> list[str]:
         if own.shape != known.shape:
             notes.append(f"weight {name!r} has another shape: {own.shape}, not {known.shape}")
         elif dtype_class(own.dtype) == "float":
-            apart = np.abs(widen(own).astype(np.float64) - widen(known).astype(np.float64)).max()
+            # fp16 makes infinities of large constants: the same one on both sides is no difference.
+            with np.errstate(invalid="ignore"):
+                delta = widen(own).astype(np.float64) - widen(known).astype(np.float64)
+            apart = np.abs(np.nan_to_num(delta, nan=0.0, posinf=np.inf, neginf=-np.inf)).max()
             scale = np.abs(widen(known)).max()
             if apart > 1e-6 * scale:
                 notes.append(

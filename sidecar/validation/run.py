@@ -14,7 +14,7 @@ from sidecar.errors import RequestError, SidecarError
 from sidecar.validation import facts, isolated
 from sidecar.validation.compare_sets import Policies, ReferenceFailedError, SetRunner, Side
 from sidecar.validation.judging import Ran, judge
-from sidecar.validation.labels import label_output
+from sidecar.validation.labels import check_range, label_output
 from sidecar.validation.layout import Caller, Layout, layout_of, pick
 from sidecar.validation.options import Options, Outcome, Progress
 from sidecar.validation.plan import Plan
@@ -164,7 +164,11 @@ class _Run:
         except RequestError as error:
             raise ReferenceFailedError(f"row 0 of {labelled[0].name}", error) from None
         policies = self._policies(self.reference, sample)
-        return label_output(policies, sample, self.options.label_output)
+        name = label_output(policies, sample, self.options.label_output)
+        for data in labelled:
+            assert data.labels is not None
+            check_range(data.labels, sample[name], name, data.name)
+        return name
 
     def close(self) -> None:
         """Free every copy."""

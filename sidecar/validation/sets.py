@@ -34,6 +34,9 @@ def make_sets(
         ValidationInputError: what was given does not fit; or nothing generated is taken.
         MissingExtraError: an input file's kind needs an extra.
     """
+    if options.label_output is not None and options.labels is None:
+        message = "--label-output without --labels: there are none to judge it by"
+        raise ValidationInputError(message)
     # See Maker: an index beyond its table ends a process's use of the GPU.
     wild = not caller.runtime.placement.device.startswith("cuda")
     if options.inputs:

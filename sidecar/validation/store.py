@@ -79,6 +79,22 @@ def check_extras() -> None:
             raise MissingExtraError(message) from None
 
 
+def check_folder(folder: Path) -> None:
+    """Make the folder of a report, and find out before anything is run that it takes no files.
+
+    Raises:
+        StoreError: it cannot be made or written.
+    """
+    probe = folder / ".tmp-probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        message = f"the report cannot be written to {folder}: {error.strerror or error}"
+        raise StoreError(message) from None
+
+
 def write_metrics(metrics: Mapping[str, Array], folder: Path) -> None:
     """Write the metrics of every row, so that they can be judged again."""
     from safetensors.numpy import save

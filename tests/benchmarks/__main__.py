@@ -10,7 +10,15 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import behaviour, certificates, compare, localize, mirror, throughput
+from tests.benchmarks import (
+    behaviour,
+    certificates,
+    compare,
+    drift_alarms,
+    localize,
+    mirror,
+    throughput,
+)
 
 BENCHMARKS = {
     "tiny": throughput.tiny_model,
@@ -21,6 +29,7 @@ BENCHMARKS = {
     "start": behaviour.start_up,
     "compare": compare.comparing,
     "certificates": certificates.certificates,
+    "drift-alarms": drift_alarms.drift_alarms,
     "mirror": mirror.mirroring,
     "localize": localize.localization,
     "restarts": lambda rounds: behaviour.restarts(4 * rounds),

@@ -115,6 +115,40 @@ def test_status_says_what_is_wrong():
         assert "no model is watched" in run("status", address).stdout
 
 
+def test_status_of_one_that_has_just_begun_says_what_it_waits_for():
+    view = FakeView()
+    view.now = replace(status(), state="starting", models=[])
+    with serving(view) as address:
+        assert "its copies are being loaded" in run("status", address).stdout
+    now = status(Verdict.INVALID, requests=0)
+    [model] = now.models
+    waiting = replace(model, pairs=[replace(model.pairs[0], outputs=[])])
+    view.now = replace(now, models=[waiting])
+    with serving(view) as address:
+        found = run("status", address).stdout
+    assert "nothing compared yet" in found
+    assert "INVALID" not in found
+
+
+def test_status_says_who_failed_and_what_was_inferred_once():
+    view = FakeView()
+    now = status()
+    [model] = now.models
+    [first, versions] = model.pairs
+    [output] = first.outputs
+    inferred = [replace(output, inferred="its name says so")]
+    pairs = [
+        replace(first, outputs=inferred, errors={"candidate": 3, "baseline": 1}),
+        replace(first, outputs=inferred, candidate="digits:2/other"),
+        versions,
+    ]
+    view.now = replace(now, models=[replace(model, pairs=pairs)])
+    with serving(view) as address:
+        found = run("status", address).stdout
+    assert found.count("scores: its name says so") == 1
+    assert found.count("it failed 3 times") == found.count("digits:2/onnx failed once") == 1
+
+
 def test_status_as_json_is_one_object_and_check_is_an_exit_code():
     view = FakeView()
     view.now = status(Verdict.FAIL)

@@ -11,6 +11,7 @@ from tests.e2e.support import LOCAL, Client, fails, onnx_times, running, variant
 
 TOKEN = "a token of the tests"
 DENIED = grpc.StatusCode.PERMISSION_DENIED
+UNKNOWN = grpc.StatusCode.UNAUTHENTICATED
 
 
 def log_change() -> pb.LogSettingsRequest:
@@ -78,8 +79,13 @@ def test_without_the_token_nothing_is_changed(with_token, method):
     message, path, body = CHANGES[method]
     url = f"http://{with_token.addresses['http']}/v2/{path}"
     with Client(with_token.addresses["grpc"]) as client:
-        for metadata in ((), bearer("wrong"), bearer(""), (("authorization", TOKEN),)):
-            with fails(DENIED) as failure:
+        for code, metadata in (
+            (UNKNOWN, ()),
+            (UNKNOWN, (("authorization", TOKEN),)),
+            (DENIED, bearer("wrong")),
+            (DENIED, bearer("")),
+        ):
+            with fails(code) as failure:
                 client.call(method, message, metadata=metadata)
             assert TOKEN not in failure[0].details()
         assert client.infer("m", 1)

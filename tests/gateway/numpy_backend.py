@@ -18,6 +18,7 @@ from sidecar.errors import (
     NotFoundError,
     OverloadedError,
     PermissionDeniedError,
+    UnauthenticatedError,
     UnsupportedError,
 )
 from sidecar.gateway.messages import InferRequest, InferResponse, OutputTensor
@@ -181,7 +182,7 @@ class NumpyBackend:
     def admin(self, method: str, request: Any, token: str | None) -> Any:
         if self.token is not None and token != self.token:
             message = "this call needs the admin token"
-            raise PermissionDeniedError(message)
+            raise (UnauthenticatedError if token is None else PermissionDeniedError)(message)
         self.calls.append((method, request))
         assert self.loads.wait(30)
         if method.startswith("Cuda"):

@@ -119,6 +119,17 @@ def test_what_was_used_too_much_is_rested_off_and_little_is_saved_up():
     assert budget.pause_s() == 60
 
 
+def test_what_was_used_to_begin_is_not_rested_off():
+    clock, used = Clock(), [0.0]
+    budget = Budget(lambda: used[0], 0.25, clock)
+    used[0] = 5.0
+    clock.advance(5)
+    budget.begin()
+    clock.advance(1)
+    assert budget.pause_s() == 0
+    assert budget.tick() == budget.used == 0
+
+
 def test_cores_know_the_containers_quota(tmp_path):
     file = tmp_path / "cpu.max"
     file.write_text("50000 100000\n")

@@ -73,7 +73,7 @@ def test_each_verdict_has_its_exit_code(folder, capsys, other, more, code, verdi
         (("config.yaml", "--variant", "1/truth"), "there is nothing to compare 1/truth with"),
         (("config.yaml", "--input", "none.npz"), "none.npz cannot be read"),
         (("config.yaml", "--input", "garbage.npz"), "garbage.npz is none of npz"),
-        (("config.yaml", "--input", "named.npz"), "is it what the file calls 'pixels'?"),
+        (("config.yaml", "--input", "named.npz"), "(is it what the file calls 'pixels'?)"),
         (("config.yaml", "--labels", "label"), "--labels without --input"),
         (("config.yaml", "-i", "rows.npz", "--labels", "label"), "has no labels 'label'"),
         (("config.yaml", "-i", "rows.npz", "--labels", "no.npy"), "no.npy cannot be read"),
@@ -191,4 +191,4 @@ def test_the_cause_is_shown(folder, capsys):
     assert run(["validate", path, "-i", str(folder / "rows.npz"), "--localize"]) == 4
     printed = capsys.readouterr().out
     assert "cause" in printed
-    assert "1 are enough to show it" in printed
+    assert "1 is enough to show it" in printed

@@ -148,8 +148,8 @@ def test_tensors_of_a_model_without_batch(tmp_path):
     ("arrays", "said"),
     [
         ({"x": X}, "rows.npz: input 'ids' is missing. The file has: x; the model takes: x, ids"),
-        ({"x": X, "id": IDS}, "input 'ids' is missing; is it what the file calls 'id'?"),
-        ({"x": X, "tokens": IDS}, "input 'ids' is missing; is it what the file calls 'tokens'?"),
+        ({"x": X, "id": IDS}, "input 'ids' is missing (is it what the file calls 'id'?)"),
+        ({"x": X, "tokens": IDS}, "input 'ids' is missing (is it what the file calls 'tokens'?)"),
         ({"x": X, "ids": IDS, "y": IDS}, "'y' is no input of the model (if these are the labels"),
         ({"x": X, "ids": IDS[:3]}, "the inputs differ in their number of rows: x 4, ids 3"),
         ({"x": X[0], "ids": IDS}, "has shape [2, 3]; the model takes [rows, 2, 3] (one sample?"),

@@ -389,7 +389,7 @@ def test_what_has_no_values_to_see_is_refused(exported, tmp_path):
     with pytest.raises(LocalizeError, match="of kind remote, whose values cannot be seen"):
         localize(exported.pt2, type(exported.onnx).model_validate(tree), exported.inputs)
     engine = variant("tensorrt_rtx", exported.folder / "m.onnx")
-    with pytest.raises(LocalizeError, match="With --localize its .onnx file"):
+    with pytest.raises(LocalizeError, match=r"With --localize its \.onnx file"):
         localize(exported.pt2, engine, exported.inputs)
     with pytest.raises(LocalizeError, match="both PyTorch programs"):
         localize(exported.pt2, exported.pt2, exported.inputs)

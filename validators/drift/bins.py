@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from validators.drift.descriptors import ColumnType
+from validators.drift.columns import ColumnType
 
 Array = npt.NDArray[Any]
 
@@ -36,11 +36,13 @@ _KNOWN_MAX = 4096
 class NumericBins:
     """``edges`` float64 [2 … 33], rising: of bin i the values in [edges[i], edges[i + 1]).
 
-    The last bin also holds its upper edge. ``spread``: the reference's standard deviation, the
-    unit of distances (1 where it is 0).
+    The last bin also holds its upper edge. ``centers`` float64 [edges − 1]: means of the
+    reference's values in the bins. ``spread``: the reference's standard deviation, the unit of
+    distances (1 where it is 0).
     """
 
     edges: Array
+    centers: Array
     spread: float
 
     @classmethod
@@ -58,9 +60,16 @@ class NumericBins:
         # would also hold what lies up to the next quantile.
         closing = np.nextafter(distinct[counts > 1], np.inf)
         edges = np.unique(np.concatenate([distinct, closing]))
-        with np.errstate(over="ignore"):
+        starts = np.searchsorted(known, edges[:-1])
+        sizes = np.diff(np.append(starts, known.size))
+        with np.errstate(over="ignore", invalid="ignore"):
             spread = float(known.std())
-        return cls(edges, spread if 0 < spread < np.inf else 1.0)
+            # reduceat gives an empty bin the next one's first value
+            sums = np.add.reduceat(known, np.minimum(starts, known.size - 1))
+            centers = np.clip(sums / np.maximum(sizes, 1), edges[:-1], edges[1:])
+        middles = edges[:-1] / 2 + edges[1:] / 2
+        centers = np.where((sizes > 0) & np.isfinite(centers), centers, middles)
+        return cls(edges, centers, spread if 0 < spread < np.inf else 1.0)
 
     def codes(self, values: Array) -> Array:
         """uint8 [rows] of float [rows]."""
@@ -75,11 +84,10 @@ class NumericBins:
     def positions(self) -> Array:
         """Where the codes lie, float64 [36], in units of ``spread``; NaN: nowhere.
 
-        Middles of bins; what is beyond the reference counts as lying at its edge.
+        What is beyond the reference counts as lying at its edge.
         """
         found = np.full(WIDTH, np.nan)
-        count = self.edges.size - 1
-        found[1 : count + 1] = (self.edges[:-1] / 2 + self.edges[1:] / 2) / self.spread
+        found[1 : self.edges.size] = self.centers / self.spread
         found[BELOW], found[ABOVE] = self.edges[0] / self.spread, self.edges[-1] / self.spread
         return found
 
@@ -96,20 +104,27 @@ class NumericBins:
 
     def to_plain(self) -> dict[str, Any]:
         """JSON values."""
-        return {"edges": self.edges.tolist(), "spread": self.spread}
+        return {
+            "edges": self.edges.tolist(),
+            "centers": self.centers.tolist(),
+            "spread": self.spread,
+        }
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Self:
         """Raises ValueError when `plain` is not what `to_plain` wrote."""
         try:
-            edges, spread = np.array(plain["edges"], dtype=np.float64), float(plain["spread"])
+            edges, centers = (
+                np.array(plain[name], dtype=np.float64) for name in ("edges", "centers")
+            )
+            spread = float(plain["spread"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not stored bins: {error!r}") from error
         if edges.ndim != 1 or not 2 <= edges.size <= BINS + 1 or not (np.diff(edges) > 0).all():
             raise ValueError(f"not stored bins: from 2 to {BINS + 1} rising edges are needed")
-        if not 0 < spread < np.inf:
-            raise ValueError(f"not stored bins: a spread of {spread}")
-        return cls(edges, spread)
+        if centers.shape != (edges.size - 1,) or not 0 < spread < np.inf:
+            raise ValueError(f"not stored bins: {centers.size} centers, a spread of {spread}")
+        return cls(edges, centers, spread)
 
 
 @dataclass(frozen=True, slots=True)

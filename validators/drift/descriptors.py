@@ -7,110 +7,21 @@ Some are fitted on the reference (the centroid of embeddings); what they learnt 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
+from validators.drift.columns import LOOK_AT, Descriptor, Rows, as_float64, look, pieces
 from validators.dtypes import dtype_class
 
 Array = npt.NDArray[Any]
-#: Column name → its values: float64 [rows], or of a category int64, bool or str [rows].
-Rows = dict[str, Array]
-
-#: Values of a row that are looked at; of a larger one, every n-th.
-_LOOK_AT = 16384
-#: Values of one pass, so that the float64 copies stay small whatever the batch.
-_CHUNK = 1 << 18
 #: Principal components of an embedding, and the rows that they are fitted on.
 COMPONENTS = 8
-_FIT_ROWS = 4096
-
-
-class ColumnType(StrEnum):
-    """Declared, never guessed: few distinct integers are not a category by themselves."""
-
-    NUMERIC = "numeric"
-    CATEGORICAL = "categorical"
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One thing that is watched."""
-
-    name: str
-    type: ColumnType
-
-
-class Descriptor(ABC):
-    """From [rows, ...] of one tensor to columns named ``PREFIX.what``; rows are independent.
-
-    ``describe`` raises ValueError for a shape or dtype that the kind cannot have, and for a
-    descriptor that must be fitted first.
-    """
-
-    kind: ClassVar[str]
-    options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-
-    def __init__(self, prefix: str, options: Mapping[str, Any] = MappingProxyType({})) -> None:
-        if unknown := sorted(set(options) - set(self.options)):
-            known = ", ".join(self.options) or "none"
-            raise ValueError(f"{self.kind} has no option {unknown[0]!r}; known: {known}")
-        self.prefix = prefix
-        self.settings = {**self.options, **options}
-
-    def fit(self, values: Array) -> Self:
-        """Learn from the reference [rows, ...] what ``describe`` needs; most need nothing."""
-        self._rows(values)
-        return self
-
-    def describe(self, values: Array) -> Rows:
-        """Columns of values [rows, ...], of any numeric dtype; in the order of ``columns``."""
-        found = self._describe(self._rows(values))
-        return {f"{self.prefix}.{name}": column for name, column in found.items()}
-
-    def columns(self, values: Array) -> tuple[Column, ...]:
-        """What ``describe`` gives for a tensor of this shape and dtype; values [≥ 1 row, ...]."""
-        return tuple(
-            Column(
-                name,
-                ColumnType.NUMERIC if column.dtype == np.float64 else ColumnType.CATEGORICAL,
-            )
-            for name, column in self.describe(values[:1]).items()
-        )
-
-    def learnt(self) -> dict[str, Any]:
-        """What ``fit`` found, as JSON values."""
-        return {}
-
-    def recall(self, learnt: Mapping[str, Any]) -> Self:
-        """The inverse of ``learnt``; ValueError when it is not that."""
-        if learnt:
-            raise ValueError(f"{self.kind} learns nothing, and here is {sorted(learnt)}")
-        return self
-
-    def to_plain(self) -> dict[str, Any]:
-        """JSON values; ``from_plain`` describes alike."""
-        return {
-            "kind": self.kind,
-            "prefix": self.prefix,
-            "options": dict(self.settings),
-            "learnt": self.learnt(),
-        }
-
-    def _rows(self, values: Array) -> Array:
-        if values.ndim == 0:
-            raise ValueError(f"{self.prefix}: a tensor has its rows on the first axis")
-        return values
-
-    @abstractmethod
-    def _describe(self, values: Array) -> Rows: ...
+_FIT_ROWS = 1024
 
 
 class TensorDescriptor(Descriptor):
@@ -127,7 +38,7 @@ class TensorDescriptor(Descriptor):
     def _describe(self, values: Array) -> Rows:
         names = ("mean", "std", "min", "max", "nan_share", "inf_share", "zero_share")
         found = np.empty((len(names), len(values)))
-        for piece, wide in _pieces(_look(values), self.prefix):
+        for piece, wide in pieces(look(values), self.prefix):
             found[:, piece] = _moments(wide)
         made: Rows = dict(zip(names, found, strict=True))
         if self.settings["shape"]:
@@ -160,7 +71,7 @@ class ClassScoresDescriptor(Descriptor):
         logits = self.settings["scores"] == "logits"
         top = np.empty(len(values), dtype=np.int64)
         found = np.empty((4, len(values)))
-        for piece, wide in _pieces(values, self.prefix):
+        for piece, wide in pieces(values, self.prefix):
             with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
                 highest = wide.max(axis=1)
                 # one infinite logit is a certain answer, not a NaN
@@ -185,7 +96,8 @@ class EmbeddingDescriptor(Descriptor):
     """[rows, width]: norm, cosine to the reference's centroid, coordinates on its main axes.
 
     Fitted: the mean of the unit vectors, the mean, and the first ``components`` principal
-    components of at most 4,096 rows (by singular values; the sign is that of the largest weight).
+    components, of at most 1,024 rows from all over the reference. The sign of a component is that
+    of its largest weight.
     """
 
     kind = "embedding"
@@ -197,13 +109,14 @@ class EmbeddingDescriptor(Descriptor):
         if type(count) is not int or not 0 <= count <= 64:
             raise ValueError(f"components must be from 0 to 64, not {count!r}")
         self._centroid: Array | None = None
-        self._mean = self._axes = np.zeros(0)
+        self._mean: Array = np.zeros(0)
+        self._axes: Array = np.zeros((0, 0))
 
     @override
     def _rows(self, values: Array) -> Array:
         if values.ndim < 2:
             raise ValueError(f"{self.prefix}: embeddings are [rows, width], not {values.shape}")
-        return values.reshape(len(values), -1)
+        return values.reshape(len(values), math.prod(values.shape[1:]))
 
     @override
     def fit(self, values: Array) -> Self:
@@ -218,8 +131,7 @@ class EmbeddingDescriptor(Descriptor):
         centroid = (wide / np.where(norms > 0, norms, 1.0)).mean(axis=0)
         self._mean = wide.mean(axis=0)
         count = min(self.settings["components"], wide.shape[1])
-        _, vectors = np.linalg.eigh((wide - self._mean).T @ (wide - self._mean))
-        axes = vectors[:, ::-1][:, :count].T
+        axes = np.linalg.svd(wide - self._mean, full_matrices=False)[2][:count]
         signs = np.sign(np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1))
         self._centroid, self._axes = centroid, axes * signs
         return self
@@ -235,7 +147,7 @@ class EmbeddingDescriptor(Descriptor):
             )
         found = np.empty((2 + len(self._axes), len(values)))
         long = max(float(np.linalg.norm(self._centroid)), np.finfo(np.float64).tiny)
-        for piece, wide in _pieces(values, self.prefix):
+        for piece, wide in pieces(values, self.prefix):
             with np.errstate(invalid="ignore", over="ignore"):
                 norms = np.linalg.norm(wide, axis=1)
                 cosines = wide @ self._centroid / (np.where(norms > 0, norms, 1.0) * long)
@@ -288,11 +200,11 @@ class ImageDescriptor(Descriptor):
 
     @override
     def _describe(self, values: Array) -> Rows:
-        step = max(1, math.ceil(math.sqrt(math.prod(values.shape[2:]) / _LOOK_AT * 4)))
+        step = max(1, math.ceil(math.sqrt(math.prod(values.shape[2:]) / LOOK_AT * 4)))
         pixels = values[:, :, ::step, ::step]
         count = pixels.shape[1]
         found = np.empty((2 + count, len(values)))
-        for piece, wide in _pieces(pixels, self.prefix):
+        for piece, wide in pieces(pixels, self.prefix):
             with np.errstate(invalid="ignore", over="ignore"):
                 means = wide.reshape(len(wide), count, -1).mean(axis=2).T
                 found[:, piece] = (wide.mean(axis=1), wide.std(axis=1), *means)
@@ -312,7 +224,7 @@ class FeaturesDescriptor(Descriptor):
 
     @override
     def _rows(self, values: Array) -> Array:
-        rows = values.reshape(len(values), -1) if values.size or values.ndim < 2 else values
+        rows = values.reshape(len(values), math.prod(values.shape[1:]))
         names = self.settings["names"]
         if names and len(names) != rows.shape[1]:
             raise ValueError(f"{self.prefix}: {len(names)} names for {rows.shape[1]} features")
@@ -329,7 +241,7 @@ class FeaturesDescriptor(Descriptor):
         return {
             name: _category(values[:, at])
             if name in self.settings["categorical"]
-            else _wide(values[:, at], f"{self.prefix}.{name}")
+            else as_float64(values[:, at], f"{self.prefix}.{name}")
             for at, name in enumerate(names)
         }
 
@@ -376,37 +288,6 @@ def from_plain(plain: Mapping[str, Any]) -> Descriptor:
         return made.recall(plain["learnt"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a stored descriptor: {error!r}") from error
-
-
-def _look(values: Array) -> Array:
-    """[rows, ...] → [rows, ≤ `_LOOK_AT`]; the step shares no factor with the size of a row.
-
-    A step that divides a width would look at a few columns of an image only.
-    """
-    size = math.prod(values.shape[1:])
-    flat = values.reshape(len(values), size)
-    step = math.ceil(size / _LOOK_AT)
-    if step <= 1:
-        return flat
-    while math.gcd(step, size) != 1:
-        step += 1
-    return flat[:, ::step]
-
-
-def _pieces(values: Array, where: str) -> Iterator[tuple[slice, Array]]:
-    """(which rows, they as float64 [rows, values]), a bounded number of values at a time."""
-    size = max(1, math.prod(values.shape[1:]))
-    step = max(1, _CHUNK // size)
-    for start in range(0, len(values), step):
-        part = values[start : start + step]
-        yield slice(start, start + len(part)), _wide(part, where).reshape(len(part), -1)
-
-
-def _wide(values: Array, where: str) -> Array:
-    found = dtype_class(values.dtype)
-    if found not in {"float", "int", "bool"}:
-        raise ValueError(f"{where}: values of {found} have no moments; describe them as exact")
-    return values.astype(np.float64)
 
 
 def _moments(wide: Array) -> tuple[Array, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from validators.drift.bins import INFINITE, MISSING
-from validators.drift.descriptors import ColumnType
+from validators.drift.columns import ColumnType
 
 Array = npt.NDArray[Any]
 
@@ -30,8 +30,8 @@ class Distance:
     ``measure(window, reference, positions)``: positions float64 [..., 36] are where the codes lie,
     in units of the reference's standard deviation (`NumericBins.positions`).
 
-    ``power``: measure × mᵖᵒʷᵉʳ has a distribution that does not depend on the sizes when nothing has
-    changed, with m = n·N / (n + N) of n rows in the window and N in the reference.
+    ``power``: measure × mᵖᵒʷᵉʳ has a distribution that does not depend on the sizes when nothing
+    has changed, with m = n·N / (n + N) of n rows in the window and N in the reference.
     """
 
     name: str

@@ -18,7 +18,7 @@ from validators.drift.bins import (
     count_codes,
     normal_scores,
 )
-from validators.drift.descriptors import Column, ColumnType, Rows
+from validators.drift.columns import Column, ColumnType, Rows
 from validators.drift.multivariate import FeatureMap, JointSums
 
 Array = npt.NDArray[Any]

@@ -124,10 +124,9 @@ def check_token(target: Target) -> None:
         ("update_trace_settings", (None, {"trace_rate": "5"})),
         ("update_log_settings", ({"log_info": True},)),
     )
-    denied = "StatusCode.PERMISSION_DENIED"
-    cases = (
-        (over_grpc(target), tritonclient.grpc, (denied, denied)),
-        # HTTP tells who gave no token from who gave a wrong one.
+    codes = ("StatusCode.UNAUTHENTICATED", "StatusCode.PERMISSION_DENIED")
+    cases = (  # who gave no token, and who gave a wrong one
+        (over_grpc(target), tritonclient.grpc, codes),
         (over_http(target), tritonclient.http, ("401", "403")),
     )
     for c, module, (without, with_wrong) in cases:
