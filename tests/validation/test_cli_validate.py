@@ -58,7 +58,7 @@ def test_each_verdict_has_its_exit_code(folder, capsys, other, more, code, verdi
     assert "against 1/truth" in found.stdout
     assert found.stderr == "", "the bar is for people who look"
     # The same, in this process, as JSON.
-    assert run(["validate", path, "--input", rows, *more, "--json"]) == code
+    assert run(["validate", path, "--input", rows, *more, "--json", "--in-process"]) == code
     as_json = json.loads(capsys.readouterr().out)
     assert (as_json["verdict"], as_json["exit_code"]) == (verdict, code)
 

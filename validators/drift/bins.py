@@ -84,11 +84,13 @@ class NumericBins:
     def positions(self) -> Array:
         """Where the codes lie, float64 [36], in units of ``spread``; NaN: nowhere.
 
-        What is beyond the reference counts as lying at its edge.
+        What is beyond the reference counts as lying one ``spread`` beyond its edge: how far it
+        really lies is not kept.
         """
         found = np.full(WIDTH, np.nan)
         found[1 : self.edges.size] = self.centers / self.spread
-        found[BELOW], found[ABOVE] = self.edges[0] / self.spread, self.edges[-1] / self.spread
+        found[BELOW] = self.edges[0] / self.spread - 1
+        found[ABOVE] = self.edges[-1] / self.spread + 1
         return found
 
     def label(self, code: int) -> str:

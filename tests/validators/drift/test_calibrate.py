@@ -11,6 +11,7 @@ import pytest
 from tests.validators.drift.simulate import COLUMNS, Traffic, Watch, alarms, delay
 from validators.drift.calibrate import CORRELATION, Calibration, calibrate
 from validators.drift.columns import Column, ColumnType
+from validators.drift.distances import BUILTIN
 from validators.drift.reference import Reference
 from validators.drift.resample import block_length, draw_blocks
 from validators.drift.state import State
@@ -141,6 +142,16 @@ def test_a_calibration_survives_json_and_judges_alike():
     for broken in ({}, {**plain, "middle": [0.0]}, {**plain, "scale": [0.0] * 42}):
         with pytest.raises(ValueError, match="not a stored calibration"):
             Calibration.from_plain(broken)
+
+
+@pytest.mark.parametrize("method", [made.name for made in BUILTIN.values()])
+def test_a_constant_that_changes_is_seen_by_every_method(method):
+    def rows(value: float) -> dict[str, np.ndarray]:
+        return {"c0": np.full(1000, value)}
+
+    made = Watch.over(rows(1.0), COLUMNS[:1], window_rows=500, block_rows=1, methods={"c0": method})
+    assert delay(made, [rows(1.0), rows(1.001), rows(0.5)], "c0") == 3
+    assert delay(made, [rows(1.0)] * 9, "c0") == float("inf")
 
 
 def test_one_column_alone_has_nothing_to_be_joint_with():
