@@ -75,10 +75,23 @@ def test_batches_count_what_they_changed(folder, capsys):
     path = written(
         folder, "c.yaml", {"truth": "right.onnx", "other": "tenfold.onnx"}, outputs=TENSORS
     )
-    assert run(["validate", path, "-i", str(folder / "rows.npz"), "--variant", "1/other"]) == 2
+    assert (
+        run(
+            [
+                "validate",
+                "--in-process",
+                path,
+                "-i",
+                str(folder / "rows.npz"),
+                "--variant",
+                "1/other",
+            ]
+        )
+        == 2
+    )
     assert "'labels' is no input of the model" in capsys.readouterr().err
     rows = ["-i", str(folder / "rows.npz"), "--labels", "labels", "--label-output", "y"]
-    assert run(["validate", path, *rows]) == 1
+    assert run(["validate", "--in-process", path, *rows]) == 1
     printed = capsys.readouterr().out
     assert re.search(r"rows\.npz +y +400 +400 ", printed)
     assert re.search(r"batch +y +206 +0 .*PASS", printed)
@@ -99,7 +112,7 @@ def test_rows_of_the_sample_are_no_part_of_what_was_inferred(folder, capsys):
     document["models"][0]["validation"] = {}
     path = folder / "inferred.yaml"
     path.write_text(yaml.safe_dump(document))
-    assert run(["validate", str(path)]) == 0
+    assert run(["validate", "--in-process", str(path)]) == 0
     printed = capsys.readouterr().out
     assert "'p' (FP32 [rows, 10]) is compared as class_scores: its rows add up to 1" in printed
 
@@ -107,7 +120,7 @@ def test_rows_of_the_sample_are_no_part_of_what_was_inferred(folder, capsys):
 def test_passing_rows_are_not_offered_for_replay(folder, tmp_path, capsys):
     path = written(folder, "right.yaml", {"truth": "right.onnx", "other": "right.onnx"})
     rows = ["-i", str(folder / "rows.npz"), "--labels", "labels"]
-    assert run(["validate", path, *rows, "--report", str(tmp_path / "report")]) == 0
+    assert run(["validate", "--in-process", path, *rows, "--report", str(tmp_path / "report")]) == 0
     assert "sidecar replay" not in capsys.readouterr().out
 
 
@@ -196,7 +209,7 @@ def test_a_report_that_cannot_be_written_costs_no_verdict(folder, tmp_path, caps
     path = written(folder, "right.yaml", {"truth": "right.onnx", "other": "right.onnx"})
     report = tmp_path / "report"
     (report / "report.json" / "in the way").mkdir(parents=True)
-    assert run(["validate", path, "--report", str(report)]) == 2
+    assert run(["validate", "--in-process", path, "--report", str(report)]) == 2
     printed = capsys.readouterr()
     assert "PASS  1/other" in printed.out
     assert "the report cannot be written" in printed.err
@@ -215,7 +228,7 @@ def test_a_report_that_cannot_be_written_costs_no_verdict(folder, tmp_path, caps
 def test_files_that_do_not_fit(folder, capsys, arrays, arguments, said):
     path = written(folder, "right.yaml", {"truth": "right.onnx", "other": "right.onnx"})
     np.savez(folder / "given.npz", **({"x": variants.rows(3), **arrays} if arrays else {}))
-    assert run(["validate", path, "-i", str(folder / "given.npz"), *arguments]) == 2
+    assert run(["validate", "--in-process", path, "-i", str(folder / "given.npz"), *arguments]) == 2
     assert said in capsys.readouterr().err
 
 

@@ -58,7 +58,7 @@ def test_each_verdict_has_its_exit_code(folder, capsys, other, more, code, verdi
     assert "against 1/truth" in found.stdout
     assert found.stderr == "", "the bar is for people who look"
     # The same, in this process, as JSON.
-    assert run(["validate", path, "--input", rows, *more, "--json", "--in-process"]) == code
+    assert run(["validate", "--in-process", path, "--input", rows, *more, "--json"]) == code
     as_json = json.loads(capsys.readouterr().out)
     assert (as_json["verdict"], as_json["exit_code"]) == (verdict, code)
 
@@ -119,7 +119,7 @@ def test_a_mistake_of_the_program_is_no_verdict(folder, monkeypatch, capsys):
 
 def test_generated_inputs_pass_and_say_what_is_not_certified(folder, capsys):
     path = config(folder, "right.onnx")
-    assert run(["validate", path, "--seed", "5"]) == 0
+    assert run(["validate", "--in-process", path, "--seed", "5"]) == 0
     printed = capsys.readouterr().out
     assert "nothing is certified" in printed
     for kind in ("random", "batch", "edges", "extremes", "nonfinite"):
@@ -129,7 +129,7 @@ def test_generated_inputs_pass_and_say_what_is_not_certified(folder, capsys):
 def test_accuracy_is_shown(folder, capsys):
     path = config(folder, "right.onnx")
     rows, labels = str(folder / "rows.npz"), str(folder / "labels.npy")
-    assert run(["validate", path, "-i", rows, "--labels", labels]) == 0
+    assert run(["validate", "--in-process", path, "-i", rows, "--labels", labels]) == 0
     assert "accuracy 100.00% (reference 100.00%), 0 right answers lost" in capsys.readouterr().out
 
 
@@ -138,17 +138,25 @@ def test_the_best_of_several_models_does_not_hide_the_worst(folder, capsys):
     bad = variants.tree({"truth": "right.onnx", "other": "lacks.onnx"}, model="bad")
     path = folder / "two.yaml"
     path.write_text(yaml.safe_dump({"models": good["models"] + bad["models"]}))
-    assert run(["validate", str(path)]) == 4
-    assert run(["validate", str(path), "--model", "good"]) == 0
+    assert run(["validate", "--in-process", str(path)]) == 4
+    assert run(["validate", "--in-process", str(path), "--model", "good"]) == 0
     capsys.readouterr()
-    assert run(["validate", str(path), "--input", str(folder / "rows.npz")]) == 2
+    assert run(["validate", "--in-process", str(path), "--input", str(folder / "rows.npz")]) == 2
     assert "say which: --model good or --model bad" in capsys.readouterr().err
 
 
 def test_a_report_holds_everything_and_its_cases_are_replayed(folder, tmp_path, capsys):
     path = config(folder, "tenfold.onnx", outputs=TENSORS)
     report = tmp_path / "report"
-    arguments = ["validate", path, "-i", str(folder / "rows.npz"), "--report", str(report)]
+    arguments = [
+        "validate",
+        "--in-process",
+        path,
+        "-i",
+        str(folder / "rows.npz"),
+        "--report",
+        str(report),
+    ]
     assert run(arguments) == 1
     capsys.readouterr()
     assert {item.name for item in report.iterdir()} == {
@@ -176,10 +184,23 @@ def test_a_report_holds_everything_and_its_cases_are_replayed(folder, tmp_path, 
 def test_stored_cases_are_inputs(folder, tmp_path, capsys):
     path = config(folder, "tenfold.onnx", outputs=TENSORS)
     report = tmp_path / "report"
-    assert run(["validate", path, "-i", str(folder / "rows.npz"), "--report", str(report)]) == 1
+    assert (
+        run(
+            [
+                "validate",
+                "--in-process",
+                path,
+                "-i",
+                str(folder / "rows.npz"),
+                "--report",
+                str(report),
+            ]
+        )
+        == 1
+    )
     cases = report / "cases"
     capsys.readouterr()
-    assert run(["validate", path, "-i", str(cases), "--json"]) == 1
+    assert run(["validate", "--in-process", path, "-i", str(cases), "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     given = document["runs"][0]["inputs"][0]
     assert given["kind"] == "data"
@@ -188,7 +209,9 @@ def test_stored_cases_are_inputs(folder, tmp_path, capsys):
 
 def test_the_cause_is_shown(folder, capsys):
     path = config(folder, "nan.onnx", outputs=TENSORS)
-    assert run(["validate", path, "-i", str(folder / "rows.npz"), "--localize"]) == 4
+    assert (
+        run(["validate", "--in-process", path, "-i", str(folder / "rows.npz"), "--localize"]) == 4
+    )
     printed = capsys.readouterr().out
     assert "cause" in printed
     assert "1 is enough to show it" in printed

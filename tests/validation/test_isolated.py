@@ -12,10 +12,10 @@ import psutil
 import pytest
 import yaml
 
+from sidecar.cli import run
 from sidecar.clock import SystemClock
 from sidecar.errors import ArtifactError, ExecutionError
 from sidecar.validation import isolated
-from tests.cli.conftest import sidecar
 from tests.monitor import naughty
 from tests.monitor.naughty import CRASH, rows
 from tests.validation import variants
@@ -59,17 +59,17 @@ def write(folder, members, name):
     return str(folder / name)
 
 
-def test_a_crash_is_the_verdict_of_the_variant_that_crashed(folder, tmp_path):
-    members = {"truth": "", "bad": torch_variant(), "good": ""}
-    # Batches of 1: naughty looks at the first row of a call.
-    arguments = ("--input", str(folder / "rows.npz"), "--batch-size", "1", "--localize")
+def test_a_crash_is_the_verdict_of_the_variant_that_crashed(folder, tmp_path, capsys):
+    # In this process: were the crash not contained, these tests would end here.
     report = tmp_path / "report"
-    path = write(folder, members, "crash.yaml")
-    found = sidecar("validate", path, *arguments, "--report", str(report))
-    assert found.returncode == 4, found.stderr
+    path = write(folder, {"truth": "", "bad": torch_variant(), "good": ""}, "crash.yaml")
+    # Batches of 1: naughty looks at the first row of a call.
+    arguments = ["--input", str(folder / "rows.npz"), "--batch-size", "1", "--localize"]
+    assert run(["validate", path, *arguments, "--report", str(report)]) == 4
+    printed = capsys.readouterr().out
     crash = "it ended its process (signal 11, SIGSEGV)"
-    assert f"rows.npz: row 37: {crash}" in found.stdout
-    assert f"1/bad was not localized, which runs it in this process: {crash}" in found.stdout
+    assert f"rows.npz: row 37: {crash}" in printed
+    assert f"1/bad was not localized, which runs it in this process: {crash}" in printed
     plain = json.loads((report / "report.json").read_text())
     verdicts = {variant["key"]: variant["verdict"] for variant in plain["variants"]}
     # 64 rows are too few for a certificate: the other one was judged on all of them.
@@ -78,9 +78,8 @@ def test_a_crash_is_the_verdict_of_the_variant_that_crashed(folder, tmp_path):
     # The row is stored, and running it again is contained as well.
     [case] = [c for c in plain["variants"][1]["worst"] if c["reason"] == "failure:CrashError"]
     assert case["row"] == 37
-    again = sidecar("replay", f"{report / 'cases'}#{case['id']}", "--config", path)
-    assert again.returncode == 4, again.stdout + again.stderr
-    assert crash in again.stdout
+    assert run(["replay", f"{report / 'cases'}#{case['id']}", "--config", path]) == 4
+    assert crash in capsys.readouterr().out
 
 
 @contextlib.contextmanager

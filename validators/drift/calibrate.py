@@ -259,8 +259,12 @@ def _extrapolate(
     levels = np.linspace(start, high, 200)
     found = [(level, *gap(float(level))) for level in levels]
     kept = [(level, mean) for level, mean, ups in found if ups >= _ALARMS_MIN][-60:]
+    if len(kept) < 3 or kept[0][0] == kept[-1][0]:
+        return max(1.0, high)  # constant columns: what `least_measures` says is odd
     at, logs = np.array([level for level, _ in kept]), np.log([mean for _, mean in kept])
     slope, offset = np.polyfit(at, logs, 1)
+    if slope <= 0:
+        return max(1.0, high)
     return float(max((math.log(expected) - offset) / slope, at[-1]))
 
 

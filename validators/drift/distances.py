@@ -105,8 +105,8 @@ def jensen_shannon(window: Array, reference: Array, positions: Array) -> Array:
 def wasserstein(window: Array, reference: Array, positions: Array) -> Array:
     """∫ |F − G|, in standard deviations of the reference; of the finite values.
 
-    Vallender, Theory Prob. Appl. 18 (1974). What lies beyond the reference counts as
-    one standard deviation beyond it.
+    Vallender, Theory Prob. Appl. 18 (1974). What lies beyond the reference's extremes
+    counts as one standard deviation beyond them.
     """
     placed = np.isfinite(positions)
     p, q = (_shares(np.where(placed, side, 0)) for side in (window, reference))

@@ -156,9 +156,7 @@ def test_bins_lose_little():
         assert ks <= ks_exact(window, reference) + 1e-12
         assert ks > ks_exact(window, reference) - 1 / BINS
         moved = float(wasserstein(found, counted, bins.positions())) * bins.spread
-        assert moved == pytest.approx(
-            wasserstein_exact(window, reference), rel=0.05
-        )  # what is beyond counts as at the edge
+        assert moved == pytest.approx(wasserstein_exact(window, reference), rel=0.05)
 
 
 def test_a_distance_must_suit_the_column():
