@@ -51,7 +51,7 @@ from sidecar.errors import SidecarError
 IN_FLIGHT = 2
 #: On top of `seconds`: how long the first pass over all digits, and the verdicts, may take on a
 #: slow machine.
-PASS_LIMIT_S = 120
+PASS_LIMIT_S = 200
 _REFRESH_S = 0.25
 _LINE_EVERY_S = 1.0
 #: A run without a terminal is as wide as its table.

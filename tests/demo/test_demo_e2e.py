@@ -27,8 +27,8 @@ from sidecar.clock import SystemClock
 from sidecar.demo.client import GrpcClient
 from tests.demo.conftest import Trained
 
-pytestmark = pytest.mark.timeout(400)
-LIMIT_S = 280
+pytestmark = pytest.mark.timeout(600)
+LIMIT_S = 400
 
 
 @pytest.fixture
