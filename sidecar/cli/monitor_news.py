@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from abc import ABC, abstractmethod
 from typing import Protocol, Self
 
 from rich.console import Console, Group, RenderableType
@@ -39,7 +40,7 @@ class Screen(Protocol):
         ...
 
 
-class _Plain:
+class _Plain(ABC):
     """A screen that only ever writes lines; says that a monitor is gone once, not at each try."""
 
     def __init__(self) -> None:
@@ -49,7 +50,7 @@ class _Plain:
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        return
 
     def show(self, news: News | None) -> None:
         """Write a line."""
@@ -58,8 +59,9 @@ class _Plain:
         self._write(news)
         self._is_lost = isinstance(news, Lost)
 
+    @abstractmethod
     def _write(self, news: News) -> None:
-        raise NotImplementedError
+        """Write a line about it."""
 
 
 class JsonLines(_Plain):
