@@ -145,9 +145,10 @@ def _cost(
     def load(address: str) -> float:
         return tools.h2load(address, message, requests=requests, connections=4, streams=4)
 
+    place = Path(tempfile.mkdtemp(dir=folder))  # logs and evidence of one model alone
     with (
-        _serving(folder, model, monitored=True) as on,
-        _serving(folder, model, monitored=False) as off,
+        _serving(place, model, monitored=True) as on,
+        _serving(place, model, monitored=False) as off,
     ):
         load(on.address)
         load(off.address)
