@@ -86,7 +86,7 @@ class Upstream:
         self.extra: dict[str, bytes] = {}
         self.calls: list[Call] = []
         self._server = grpc.server(
-            ThreadPoolExecutor(16),
+            ThreadPoolExecutor(64),
             handlers=[self._handlers()],
             options=[
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
