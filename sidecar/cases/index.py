@@ -89,7 +89,10 @@ def read_index(folder: Path) -> Index:
     path = folder / NAME
     data = path.read_bytes()
     try:
-        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        # Without its pool of threads: a process that ends soon after one was made now and then
+        # aborts ("terminate called without an active exception").
+        with pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True) as file:
+            table = file.read(use_threads=False)
         state = json.loads(table.schema.metadata[_STATE])
         if state["layout"] != LAYOUT_VERSION:
             message = f"layout {state['layout']}, this version reads {LAYOUT_VERSION}"

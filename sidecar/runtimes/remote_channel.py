@@ -66,6 +66,10 @@ _LOCAL = re.compile(
 )
 
 
+class UnreachableError(UpstreamError):
+    """There is no connection to the other server, or it broke."""
+
+
 def channel_options(config: RemoteConfig) -> list[tuple[str, Any]]:
     """The channel arguments for a remote server."""
     options: list[tuple[str, Any]] = [
@@ -153,7 +157,7 @@ def domain_error(error: grpc.RpcError, timeout_s: float | None) -> RequestError:
         return CancelledError("the request was cancelled before the upstream server answered")
     if code == "UNAVAILABLE" and (not details or _LOCAL.search(details)):
         logger.debug("upstream unavailable: %s", details)
-        return UpstreamError("the upstream server cannot be reached", code)
+        return UnreachableError("the upstream server cannot be reached", code)
     if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
         details += "; the sidecar's own limit is this variant's runtime.max_message_bytes"
     if len(details) > _MAX_TEXT:
@@ -184,23 +188,42 @@ class Upstream:
             channel.stream_stream(_SERVICE + "ModelStreamInfer") for channel in self._channels
         ]
         self._turns = itertools.count()
+        #: Connections whose last call found no server. A server that comes back is found by each
+        #: at its own next attempt: until then requests take those that stand.
+        self._down = [False] * _CONNECTIONS
         self._closed = False
 
     def call(self, method: str, request: bytes, timeout_s: float) -> bytes:
-        """Call a method that is none of inference.
+        """Call a method that is none of inference, on every connection at once.
+
+        So which of them stand is known before a request takes one.
+
+        Returns:
+            The first connection's answer that has one.
 
         Raises:
-            RequestError: see ``domain_error``.
+            RequestError: none has; see ``domain_error``.
         """
         try:
-            answer: bytes = self._channels[0].unary_unary(_SERVICE + method)(
-                request, timeout=timeout_s
-            )
-        except grpc.RpcError as error:
-            raise domain_error(error, timeout_s) from error
+            calls = [
+                channel.unary_unary(_SERVICE + method).future(request, timeout=timeout_s)
+                for channel in self._channels
+            ]
         except ValueError as error:
             raise self._not_sent(error) from None
-        return answer
+        answers: list[bytes] = []
+        failed: list[RequestError] = []
+        for connection, call in enumerate(calls):
+            try:
+                answers.append(call.result())
+                self._down[connection] = False
+            except grpc.RpcError as error:
+                failed.append(self._failed(connection, error, timeout_s))
+            except grpc.FutureCancelledError:
+                failed.append(CancelledError("the connection was closed"))
+        if not answers:
+            raise failed[0]
+        return answers[0]
 
     def infer(
         self, body: bytes, timeout_s: float, metadata: Metadata, on_call: OnCall | None = None
@@ -210,7 +233,8 @@ class Upstream:
         Raises:
             RequestError: see ``domain_error``.
         """
-        method: Any = self._infers[next(self._turns) % _CONNECTIONS]
+        connection = self._pick()
+        method: Any = self._infers[connection]
         try:
             if on_call is None:
                 answer, call = method.with_call(body, timeout=timeout_s, metadata=metadata)
@@ -221,7 +245,7 @@ class Upstream:
                 on_call(call.cancel)
                 answer = call.result()
         except grpc.RpcError as error:
-            raise domain_error(error, timeout_s) from error
+            raise self._failed(connection, error, timeout_s) from error
         except grpc.FutureCancelledError:
             message = "the request was cancelled before the upstream server answered"
             raise CancelledError(message) from None
@@ -241,7 +265,8 @@ class Upstream:
         Raises:
             RequestError: see ``domain_error``.
         """
-        method: Any = self._streams[next(self._turns) % _CONNECTIONS]
+        connection = self._pick()
+        method: Any = self._streams[connection]
         try:
             call = method(bodies, timeout=timeout_s, metadata=metadata)
         except ValueError as error:
@@ -251,9 +276,25 @@ class Upstream:
         try:
             yield from call
         except grpc.RpcError as error:
-            raise domain_error(error, timeout_s) from error
+            raise self._failed(connection, error, timeout_s) from error
         finally:
             call.cancel()  # our reader left early; without effect when the call is over
+
+    def _pick(self) -> int:
+        """The next connection in turn; one that is down only if they all are."""
+        turn = next(self._turns)
+        for connection in range(turn, turn + _CONNECTIONS):
+            if not self._down[connection % _CONNECTIONS]:
+                return connection % _CONNECTIONS
+        return turn % _CONNECTIONS
+
+    def _failed(
+        self, connection: int, error: grpc.RpcError, timeout_s: float | None
+    ) -> RequestError:
+        meaning = domain_error(error, timeout_s)
+        meaning.__cause__ = error
+        self._down[connection] = isinstance(meaning, UnreachableError)
+        return meaning
 
     def _not_sent(self, error: ValueError) -> UpstreamError:
         """grpcio's ValueErrors: a closed channel, or metadata that it refuses."""

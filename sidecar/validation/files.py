@@ -161,7 +161,7 @@ def _read_parquet(path: Path, rows: int | None) -> dict[str, Array]:
         with pq.ParquetFile(path) as file:
             columns: dict[str, list[Array]] = {name: [] for name in file.schema_arrow.names}
             count = 0
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(use_threads=False):  # why: cases.index
                 if rows is not None and count + batch.num_rows > rows:
                     batch = batch.slice(0, rows - count)  # noqa: PLW2901
                 for name, column in zip(batch.schema.names, batch.columns, strict=True):
