@@ -115,7 +115,8 @@ INFERENCE_DURATION = Instrument(
 )  # fmt: skip
 REQUESTS = Instrument(
     "model_sidecar.requests", Kind.COUNTER, "{request}",
-    "Requests by outcome: success, fail, cancel, and refused (with the bound that was reached).",
+    "Requests by outcome: success, cancel, fail (the reason is the error's class), and refused"
+    " (the bound that was reached: requests, bytes, streams). Without a model if it got to none.",
     (*_VARIANT, "outcome", "reason"),
 )  # fmt: skip
 ROWS = Instrument(
@@ -142,6 +143,12 @@ ROUTE_VERSION = Instrument(
     "model_sidecar.route.version", Kind.GAUGE, "1",
     "Share of requests that the route gives to this variant; absent where it gives none.", _VARIANT,
 )  # fmt: skip
+GATEWAY_DROPPED = Instrument(
+    "model_sidecar.gateway.dropped", Kind.COUNTER, "{record}",
+    "What the gateway dropped for want of room, so that no request waits: exchange_full,"
+    " exchange_no_monitor, exchange_lost, timing (records of the trace file), span, log.",
+    ("reason",),
+)  # fmt: skip
 
 # --- mirror and comparison ------------------------------------------------------------------------
 
@@ -162,7 +169,7 @@ COMPARISON_RESULTS = Instrument(
 )  # fmt: skip
 COMPARISON_SQNR = Instrument(
     "model_sidecar.comparison.sqnr", Kind.HISTOGRAM, "dB",
-    "Signal to difference ratio of answers against the reference, by row.",
+    "Signal to difference ratio of answers against the reference: of each request its worst row.",
     (*_VARIANT, "output"), SQNR_BUCKETS_DB,
 )  # fmt: skip
 DISAGREEMENT_RATE = Instrument(
@@ -241,8 +248,8 @@ TELEMETRY_QUEUE = Instrument(
 
 INSTRUMENTS: tuple[Instrument, ...] = (
     CALL_DURATION, INFERENCE_DURATION, REQUESTS, ROWS, EXECUTIONS, CACHE, IO, FALLBACKS,
-    ROUTE_VERSION, MIRROR_EXCHANGES, MIRROR_QUEUE, COMPARISON_RESULTS, COMPARISON_SQNR,
-    DISAGREEMENT_RATE, DISAGREEMENT_BOUND, DRIFT_SCORE, DRIFT_THRESHOLD, DRIFT_ALARM, DRIFT_ROWS,
-    DRIFT_LAST_SUCCESS, ROLLBACK_EVIDENCE, ROLLBACK_THRESHOLD, ROLLBACK_STATE, ROLLBACK_PAIRS,
-    ALERTS, TELEMETRY_ITEMS, TELEMETRY_UP, TELEMETRY_QUEUE,
+    ROUTE_VERSION, GATEWAY_DROPPED, MIRROR_EXCHANGES, MIRROR_QUEUE, COMPARISON_RESULTS,
+    COMPARISON_SQNR, DISAGREEMENT_RATE, DISAGREEMENT_BOUND, DRIFT_SCORE, DRIFT_THRESHOLD,
+    DRIFT_ALARM, DRIFT_ROWS, DRIFT_LAST_SUCCESS, ROLLBACK_EVIDENCE, ROLLBACK_THRESHOLD,
+    ROLLBACK_STATE, ROLLBACK_PAIRS, ALERTS, TELEMETRY_ITEMS, TELEMETRY_UP, TELEMETRY_QUEUE,
 )  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -13,6 +15,9 @@ Launched = tuple[subprocess.Popen[bytes], socket.socket]
 
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
+#: So many descriptors go with one message (the kernel takes 253), which says whether more come.
+_DESCRIPTORS_MAX = 128
+_MORE, _LAST = b"+", b"."
 #: One that was ready for so long gets a fresh back-off.
 HEALTHY_AFTER_S = 60.0
 
@@ -66,6 +71,37 @@ class Child:
     def due(self) -> bool:
         """Whether it is to be started now."""
         return self.restart_at_s is not None and monotonic() >= self.restart_at_s
+
+
+def send_descriptors(channel: socket.socket, descriptors: Sequence[int]) -> None:
+    """Hand open files to a child, before anything else is sent to it; ours stay open.
+
+    Raises:
+        OSError: it is gone, or takes nothing.
+    """
+    at = 0
+    while len(descriptors) - at > _DESCRIPTORS_MAX:
+        socket.send_fds(channel, [_MORE], descriptors[at : at + _DESCRIPTORS_MAX])
+        at += _DESCRIPTORS_MAX
+    if at < len(descriptors):
+        socket.send_fds(channel, [_LAST], descriptors[at:])
+    else:
+        channel.sendall(_LAST)
+
+
+def receive_descriptors(channel: socket.socket) -> list[int]:
+    """What ``send_descriptors`` sends; nothing of it when the other side is gone meanwhile.
+
+    They are the caller's to close, and no child's of ours.
+    """
+    received: list[int] = []
+    while True:
+        more, descriptors, _, _ = socket.recv_fds(channel, 1, _DESCRIPTORS_MAX)
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+        received += descriptors
+        if more != _MORE:
+            return received
 
 
 def how_it_ended(code: int) -> str:

@@ -7,42 +7,19 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SecretStr,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import Field, ValidationError, ValidationInfo, model_validator
 
 from sidecar import config_checks, config_messages, config_plain, config_text
 from sidecar.config_models import ModelConfig, Role, VariantConfig
 from sidecar.config_monitor import MonitorConfig
 from sidecar.config_runtime import Address, AnyPath, ExistingPath, Settings
+from sidecar.config_secret import Secret
+from sidecar.config_telemetry import TelemetryConfig
 from sidecar.errors import ConfigError, Problem
-
-_ENV = re.compile(r"^\$\{([A-Za-z_][A-Za-z0-9_]*)\}$")
-
-
-def _from_environment(value: Any) -> Any:
-    """Secrets only: ``${NAME}`` is read from the environment, and a missing one is a mistake."""
-    if isinstance(value, str) and (match := _ENV.match(value)):
-        name = match.group(1)
-        value = os.environ.get(name)
-        if not value:
-            state = "is not set" if value is None else "is empty"
-            message = f"the environment variable {name} {state}"
-            raise ValueError(message)
-    return value
-
-
-Secret = Annotated[SecretStr, BeforeValidator(_from_environment), Field(min_length=1)]
 
 
 class ServerTlsConfig(Settings):
@@ -197,6 +174,7 @@ class SidecarConfig(Settings):
     models: tuple[ModelConfig, ...] = Field(min_length=1, description="What is served.")
     gateway: GatewayConfig = GatewayConfig()
     monitor: MonitorConfig = MonitorConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     log: LogConfig = LogConfig()
 
     @property
@@ -258,7 +236,7 @@ def _check(
     config: SidecarConfig | None = None
     problems: list[Problem] = []
     try:
-        context = {"base_dir": base_dir, "check_files": check_files}
+        context = {"base_dir": base_dir, "check_files": check_files, "environ": os.environ}
         config = SidecarConfig.model_validate(tree, context=context)
     except ValidationError as error:
         problems = config_messages.problems(error, SidecarConfig)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from sidecar.config_drift import DriftConfig
 from sidecar.config_runtime import RuntimeConfig, Settings, TensorConfig
 from sidecar.config_validation import Precision, ValidationConfig
 
@@ -88,6 +89,7 @@ class ModelConfig(Settings):
     fallback: FallbackConfig = FallbackConfig()
     cache: bool = Field(False, description="Answer repeated requests from the response cache.")
     validation: ValidationConfig = ValidationConfig()
+    drift: DriftConfig = DriftConfig()
 
     @property
     def is_watched(self) -> bool:

@@ -5,7 +5,8 @@ it, and that it cannot start is said, and tried again.
 
 Messages, on a channel as the workers have::
 
-    supervisor → monitor   boot {tree, source, base_dir, addresses, again}
+    supervisor → monitor   the workers' pages, as descriptors
+                           boot {tree, source, base_dir, addresses, again, serve_started_ns}
     monitor → supervisor   ready {addresses, copies} · failed {message}
 """
 
@@ -13,12 +14,12 @@ from __future__ import annotations
 
 import selectors
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time_ns
 from typing import Any
 
-from sidecar.children import Child, Launched, how_it_ended
+from sidecar.children import Child, Launched, how_it_ended, send_descriptors
 from sidecar.control import Message, encode
 
 #: How it is started; it is given the channel's descriptor as its argument.
@@ -39,6 +40,10 @@ class SupervisedMonitor:
         selector: its channel is registered there, with this object as the data.
         launch: starts a process of a module.
         say: tells people.
+
+    Attributes:
+        pages: descriptors of the workers' pages: each life of the monitor gets them, to read the
+            counts. They stay the supervisor's.
     """
 
     def __init__(
@@ -57,7 +62,9 @@ class SupervisedMonitor:
             "base_dir": str(source.parent.resolve()),
             "addresses": {"grpc": address},
             "again": False,
+            "serve_started_ns": time_ns(),
         }
+        self.pages: Sequence[int] = ()
         self._selector = selector
         self._launch = launch
         self._say = say
@@ -90,6 +97,7 @@ class SupervisedMonitor:
         self._selector.register(channel, selectors.EVENT_READ, self)
         channel.settimeout(_SEND_WITHIN_S)
         try:
+            send_descriptors(channel, self.pages)
             channel.sendall(encode(self._boot))
         except OSError:
             self._kill()

@@ -119,6 +119,8 @@ class Supervisor:
 
         slots = sum(len(model.variants) for model in self._config.models)
         self._pages = [create_page(slots) for _ in self._workers]
+        if self._monitor is not None:
+            self._monitor.pages = self._pages
 
     def _reserve(self) -> dict[str, str]:
         """With several workers, hold the ports they share: bound by us, never listened on.

@@ -160,6 +160,11 @@ def _endpoint(exporter: Exporter, signal: Signal, own: str, shared: str) -> str:
         text = own or f"{(shared or 'http://localhost:4318').rstrip('/')}/v1/{signal}"
     else:
         return ""
+    return check_endpoint(text)
+
+
+def check_endpoint(text: str) -> str:
+    """``text`` if it can be an endpoint; ValueError otherwise."""
     try:
         parts = urlsplit(text)
         known = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0

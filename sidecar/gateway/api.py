@@ -60,6 +60,10 @@ class Backend(Protocol):
         """
         ...
 
+    def count_failure(self, transport: str, error: BaseException, ns: int = 0) -> None:
+        """Count an inference that never got to ``serve``, after so many nanoseconds here."""
+        ...
+
     def server_live(self) -> bool:
         """Whether the process answers; must not wait, it is called on the event loop."""
         ...

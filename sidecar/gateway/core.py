@@ -113,6 +113,7 @@ class Gateway:
         running = gateway.pool.running or default_running(cores, gateway.workers)
         self.pool = WorkPool(running, gateway.pool.threads)
         self.admission = Admission(gateway.admission, self.page)
+        self.count_failure = self.admission.count_failure
         self.shm = SharedMemory(gateway.shared_memory)
         caches = any(model.cache for model in config.models) and gateway.cache.max_bytes > 0
         self.cache = ResponseCache(gateway.cache.max_bytes) if caches else None

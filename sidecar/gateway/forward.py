@@ -141,7 +141,9 @@ def record_answer(
     )
     now_ms = gateway.clock.now_ns() // 1_000_000
     total_ns = done - request.received_ns
-    gateway.page.record(copy.slot, timing, total_ns, now_ms, request.nbytes, nbytes)
+    gateway.page.record(
+        copy.slot, timing, total_ns, now_ms, request.nbytes, nbytes, request.transport
+    )
     gateway.timings.append(
         TimingRecord(
             request.request_id, request.traceparent, copy.key, request.received_ns, done, timing,
@@ -174,7 +176,7 @@ def _fall_back(
         raise
     parsed.traceparent, parsed.deadline_ns = request.traceparent, request.deadline_ns
     parsed.received_ns, parsed.started_ns = request.received_ns, request.started_ns
-    parsed.sample = request.sample
+    parsed.sample, parsed.transport = request.sample, request.transport
     return path.infer(
         gateway, parsed, _encode_marked(fallback), lambda: not context.is_active(), on=fallback
     )

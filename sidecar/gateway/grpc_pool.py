@@ -101,6 +101,7 @@ class GrpcPool(futures.ThreadPoolExecutor):
             try:
                 self._admission.enter_request()
             except OverloadedError as error:
+                self._admission.count_failure("grpc", error)
                 return _refuse(state, rpc_event.call, error)
         if not self.prefetch or target is not _server._unary_response_in_pool:
             if lane == "inference":
@@ -149,6 +150,7 @@ class GrpcPool(futures.ThreadPoolExecutor):
             self._admission.enter_bytes(nbytes)
         except OverloadedError as error:
             self._admission.leave_request(0)
+            self._admission.count_failure("grpc", error)
             with state.condition:
                 _refuse(state, rpc_event.call, error)
             return
@@ -169,6 +171,7 @@ class GrpcPool(futures.ThreadPoolExecutor):
         try:
             self._admission.enter_stream()
         except OverloadedError as error:
+            self._admission.count_failure("stream", error)
             return _refuse(state, rpc_event.call, error)
         future = self._streams.submit(fn, *args)
         future.add_done_callback(lambda _: self._admission.leave_stream())

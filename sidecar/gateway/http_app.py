@@ -23,7 +23,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from sidecar.errors import RequestError, UnauthenticatedError
+from sidecar.errors import (
+    CancelledError,
+    InvalidRequestError,
+    RequestError,
+    UnauthenticatedError,
+)
 from sidecar.gateway import http_control as control
 from sidecar.gateway.api import Backend
 from sidecar.gateway.http_body import (
@@ -142,6 +147,16 @@ class HttpApp:
     # --- inference ------------------------------------------------------------------------------
 
     async def _infer(self, call: Call) -> Reply:
+        began, made = monotonic_ns(), list[Inference]()
+        try:
+            return await self._infer_on(call, made)
+        except BaseException as error:
+            if not any(inference.reached for inference in made):  # else the core has counted it
+                ns = monotonic_ns() - began
+                self._backend.count_failure("http", _in_our_words(error), ns)
+            raise
+
+    async def _infer_on(self, call: Call, made: list[Inference]) -> Reply:
         encoding = check_encoding(call.headers.get(b"content-encoding", b"").decode("latin-1"))
         json_bytes = call.size(b"inference-header-content-length")
         traceparent = call.headers.get(b"traceparent", b"")
@@ -164,6 +179,7 @@ class HttpApp:
             inference = Inference(
                 self._backend, body, envelope, undo, self._default_timeout_s, pack
             )
+            made.append(inference)
             del body  # the work drops it as soon as it is decompressed
             self._backend.submit(inference)
             encoded = await inference.answer(call.receive)
@@ -331,6 +347,13 @@ class HttpApp:
 
     def _post(self, path: str, handler: Handler) -> Route:
         return Route(path, _Endpoint(self, handler), methods=["POST"])
+
+
+def _in_our_words(error: BaseException) -> BaseException:
+    """What only HTTP has, as an error that every transport has: for who counts them."""
+    if isinstance(error, DisconnectedError):
+        return CancelledError()
+    return InvalidRequestError() if isinstance(error, RefusedError) else error
 
 
 def _error_reply(error: RequestError) -> Reply:

@@ -137,6 +137,7 @@ class Inference:
         self._default_timeout_s = default_timeout_s
         self._pack = pack
         self.cancelled = False
+        self.reached = False  # whether it got to the core, which counts it from there on
         self._loop = asyncio.get_running_loop()
         self._future: asyncio.Future[EncodedResponse] = self._loop.create_future()
         self._watcher: asyncio.Task[None] | None = None
@@ -161,7 +162,7 @@ class Inference:
         body = self._undo(packed)
         del packed
         request, binary = decode_request(body, self._envelope)
-        request.started_ns = started
+        request.started_ns, request.transport = started, "http"
         request.parse_ns = monotonic_ns() - started
         self._set_deadline(request)
         if (tap := self._backend.tap) is not None:
@@ -178,6 +179,7 @@ class Inference:
                 encoded = EncodedResponse([packed], encoded.json_bytes, self._pack)
             return encoded, nbytes
 
+        self.reached = True
         return self._backend.serve(request, encode, lambda: self.cancelled)
 
     def _set_deadline(self, request: InferRequest) -> None:

@@ -78,6 +78,7 @@ class InferRequest:
         received_ns: monotonic, when the body was complete; 0: not known.
         started_ns: monotonic, when a thread took it up.
         parse_ns: what the transport spent on reading the body; part of the decode stage.
+        transport: how it came: ``grpc``, ``stream`` (gRPC as well) or ``http``.
         sample: set when this request is mirrored to the monitor.
     """
 
@@ -94,6 +95,7 @@ class InferRequest:
     received_ns: int = 0
     started_ns: int = 0
     parse_ns: int = 0
+    transport: str = "grpc"
     sample: Sample | None = None
 
 

@@ -4,8 +4,12 @@ A page outlives its process: the supervisor makes it (``memfd``, so it is no nam
 client could register), hands it to the worker and to whoever sums the workers up. Counts are never
 lost with a monitor, and a restarted worker goes on in the same page.
 
-Layout: 64-bit words, little-endian. A header, then one slot a variant, all of the same size. Only
-the worker that owns a page writes to it; readers may see a request half counted, never a torn word.
+Layout: 64-bit words, little-endian. A header, the calls of no model (unknown, refused, or not to be
+read), then one slot a variant, all of the same size. Only the worker that owns a page writes to it;
+readers may see a request half counted, never a torn word.
+
+Calls are counted by transport and by how they ended, each with a histogram of its own, because that
+is how their duration is told (``monitor/measures.py``).
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from dataclasses import dataclass
 from itertools import product
 
 MAGIC = 0x4D5343_50414745
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 _WORD = 8
 
 #: Upper bounds of the latency buckets, nanoseconds; the last bucket is everything above.
@@ -31,28 +35,52 @@ BUCKETS_NS: tuple[int, ...] = tuple(
 )  # fmt: skip
 _HIST = len(BUCKETS_NS) + 1
 
-#: (count, nanoseconds) pairs, in the order of the page.
+#: (count, nanoseconds) pairs, in the order of the page. (Successes are in the calls.)
 DURATIONS: tuple[str, ...] = (
-    "success", "fail", "queue", "decode", "execute", "encode", "cache_hit", "cache_miss", "cancel",
-)  # fmt: skip
+    "fail",
+    "queue",
+    "decode",
+    "execute",
+    "encode",
+    "cache_hit",
+    "cache_miss",
+    "cancel",
+)
 #: Plain counters.
 COUNTERS: tuple[str, ...] = (
     "inferences", "executions", "last_inference_ms", "fallbacks", "late_answers", "bytes_in",
     "bytes_out",
 )  # fmt: skip
-#: Histograms: the stages, and the whole request.
-STAGES: tuple[str, ...] = ("decode", "queue", "execute", "encode", "total")
+#: Histograms: the stages. (The whole request has one for each transport and outcome.)
+STAGES: tuple[str, ...] = ("decode", "queue", "execute", "encode")
+#: How a request comes.
+TRANSPORTS: tuple[str, ...] = ("grpc", "stream", "http")
+#: What a request ends with that is none of ours: a fault of the server, or of HTTP alone. The name
+#: is OpenTelemetry's for an ``error.type`` that is not told.
+OTHER = "_OTHER"
+#: How a request ends: answered, or with an error of ``sidecar/errors.py``, by its class.
+OUTCOMES: tuple[str, ...] = (
+    "", "InvalidRequestError", "NotFoundError", "ConflictError", "OverloadedError",
+    "UnavailableError", "DeadlineError", "CancelledError", "UnsupportedError",
+    "PermissionDeniedError", "UnauthenticatedError", "ExecutionError", "UpstreamError", OTHER,
+)  # fmt: skip
 #: Distinct batch sizes that are counted apart; more are counted with the largest.
 BATCH_ROWS = 64
 _BATCH_WORDS = 5  # size, executions, input ns, execute ns, output ns
 
-_HEADER_WORDS = 32
+#: Of one transport and outcome: nanoseconds, and the histogram.
+_CALL_WORDS = 1 + _HIST
+_CALLS_WORDS = len(OUTCOMES) * len(TRANSPORTS) * _CALL_WORDS
+
+_NO_MODEL_AT = 64
+_HEADER_WORDS = _NO_MODEL_AT + _CALLS_WORDS
 _DURATION_AT = 0
 _COUNTER_AT = _DURATION_AT + 2 * len(DURATIONS)
 _HIST_AT = _COUNTER_AT + len(COUNTERS)
 _BATCH_AT = _HIST_AT + _HIST * len(STAGES)
-SLOT_WORDS = _BATCH_AT + BATCH_ROWS * _BATCH_WORDS
-_LAST_BATCH_AT = SLOT_WORDS - _BATCH_WORDS
+_CALLS_AT = _BATCH_AT + BATCH_ROWS * _BATCH_WORDS
+_LAST_BATCH_AT = _CALLS_AT - _BATCH_WORDS
+SLOT_WORDS = _CALLS_AT + _CALLS_WORDS
 
 #: Server-wide counters, in the header behind magic, version, slots, pid, incarnation.
 #: Those of the tap (``tap.py``) are counted for sampled exchanges alone, and add up: sampled =
@@ -60,7 +88,8 @@ _LAST_BATCH_AT = SLOT_WORDS - _BATCH_WORDS
 SERVER_COUNTERS: tuple[str, ...] = (
     "refused_requests", "refused_bytes", "refused_streams", "timing_dropped", "unknown_model",
     "tap_sampled", "tap_sent", "tap_dropped_full", "tap_dropped_no_monitor", "tap_dropped_lost",
-    "tap_shared_memory", "tap_sequence", "tap_too_large", "tap_unclear",
+    "tap_shared_memory", "tap_sequence", "tap_too_large", "tap_unclear", "spans_dropped",
+    "logs_dropped",
 )  # fmt: skip
 _SERVER_AT = 8
 
@@ -68,8 +97,17 @@ _DURATION_INDEX = {name: _DURATION_AT + 2 * i for i, name in enumerate(DURATIONS
 _COUNTER_INDEX = {name: _COUNTER_AT + i for i, name in enumerate(COUNTERS)}
 _STAGE_INDEX = {name: _HIST_AT + _HIST * i for i, name in enumerate(STAGES)}
 _SERVER_INDEX = {name: _SERVER_AT + i for i, name in enumerate(SERVER_COUNTERS)}
+_ERRORS = frozenset(OUTCOMES[1:-1])
+#: Within the calls of a slot, or of no model.
+_CALL_INDEX = {
+    (transport, outcome): i * _CALL_WORDS
+    for i, (outcome, transport) in enumerate(product(OUTCOMES, TRANSPORTS))
+}
+#: transport → its answered calls, within a slot: the first of all, so that a sum finds them there.
+_ANSWERED = {transport: _CALLS_AT + _CALL_INDEX[transport, ""] for transport in TRANSPORTS}
+_SUMMED_WORDS = _CALLS_AT + len(TRANSPORTS) * _CALL_WORDS
 
-SUCCESS, FAIL = _DURATION_INDEX["success"], _DURATION_INDEX["fail"]
+FAIL, CANCEL = _DURATION_INDEX["fail"], _DURATION_INDEX["cancel"]
 QUEUE, DECODE = _DURATION_INDEX["queue"], _DURATION_INDEX["decode"]
 EXECUTE, ENCODE = _DURATION_INDEX["execute"], _DURATION_INDEX["encode"]
 _INFERENCES = _COUNTER_INDEX["inferences"]
@@ -78,7 +116,6 @@ _LAST = _COUNTER_INDEX["last_inference_ms"]
 _BYTES_IN, _BYTES_OUT = _COUNTER_INDEX["bytes_in"], _COUNTER_INDEX["bytes_out"]
 _DECODE_HIST, _QUEUE_HIST = _STAGE_INDEX["decode"], _STAGE_INDEX["queue"]
 _EXECUTE_HIST, _ENCODE_HIST = _STAGE_INDEX["execute"], _STAGE_INDEX["encode"]
-_TOTAL_HIST = _STAGE_INDEX["total"]
 
 
 def page_bytes(slots: int) -> int:
@@ -107,10 +144,22 @@ class Timing:
 
 
 class Page:
-    """A worker's page, mapped. Methods that write are for its owner, from any of its threads."""
+    """A worker's page, mapped. Methods that write are for its owner, from any of its threads.
 
-    def __init__(self, descriptor: int, slots: int, *, owner: bool = False) -> None:
-        self._map = mmap.mmap(descriptor, page_bytes(slots))
+    Args:
+        owner: this process counts in it, from now on.
+        read_only: it cannot: whoever only reads must not be able to spoil a count.
+
+    Raises:
+        ValueError: the page is smaller than one with so many slots; or, of one that is only read,
+            its layout is another one.
+    """
+
+    def __init__(
+        self, descriptor: int, slots: int, *, owner: bool = False, read_only: bool = False
+    ) -> None:
+        access = mmap.ACCESS_READ if read_only else mmap.ACCESS_WRITE
+        self._map = mmap.mmap(descriptor, page_bytes(slots), access=access)
         self.words = memoryview(self._map).cast("Q")
         self.slots = slots
         # Of each slot apart: with the page's own words each index would be an addition more.
@@ -122,27 +171,37 @@ class Page:
             self.words[0], self.words[1], self.words[2] = MAGIC, LAYOUT_VERSION, slots
             self.words[3] = os.getpid()
             self.words[4] += 1  # incarnation
+        elif read_only and (header := self.words[:3].tolist()) != [MAGIC, LAYOUT_VERSION, slots]:
+            self.close()
+            text = f"no page of layout {LAYOUT_VERSION} with {slots} slots: its header is {header}"
+            raise ValueError(text)
 
     def base(self, slot: int) -> int:
         """The first word of a slot."""
         return _HEADER_WORDS + slot * SLOT_WORDS
 
     def record(
-        self, slot: int, timing: Timing, total_ns: int, now_ms: int, bytes_in: int, bytes_out: int
+        self,
+        slot: int,
+        timing: Timing,
+        total_ns: int,
+        now_ms: int,
+        bytes_in: int,
+        bytes_out: int,
+        transport: str = "grpc",
     ) -> None:
         """Count one answered request: durations, histograms, rows, bytes.
 
         One that was answered from the cache is a success, but no inference, and has no stages of
         computing: so say the protocol's statistics.
         """
-        words = self._slot_words[slot]
+        words, call = self._slot_words[slot], _ANSWERED[transport]
         decode_ns, queue_ns = timing.decode_ns, timing.queue_ns
         execute_ns, encode_ns = timing.execute_ns, timing.encode_ns
         with self._lock:
-            words[SUCCESS] += 1
-            words[SUCCESS + 1] += total_ns
             words[QUEUE] += 1
             words[QUEUE + 1] += queue_ns
+            words[_QUEUE_HIST + bisect_left(BUCKETS_NS, queue_ns)] += 1
             if not timing.cached:
                 words[DECODE] += 1
                 words[DECODE + 1] += decode_ns
@@ -151,16 +210,38 @@ class Page:
                 words[ENCODE] += 1
                 words[ENCODE + 1] += encode_ns
                 words[_INFERENCES] += timing.rows
+                words[_DECODE_HIST + bisect_left(BUCKETS_NS, decode_ns)] += 1
+                words[_EXECUTE_HIST + bisect_left(BUCKETS_NS, execute_ns)] += 1
+                words[_ENCODE_HIST + bisect_left(BUCKETS_NS, encode_ns)] += 1
             words[_LAST] = now_ms
             words[_BYTES_IN] += bytes_in
             words[_BYTES_OUT] += bytes_out
-            words[_DECODE_HIST + bisect_left(BUCKETS_NS, decode_ns)] += 1
-            words[_QUEUE_HIST + bisect_left(BUCKETS_NS, queue_ns)] += 1
-            words[_EXECUTE_HIST + bisect_left(BUCKETS_NS, execute_ns)] += 1
-            words[_ENCODE_HIST + bisect_left(BUCKETS_NS, encode_ns)] += 1
-            words[_TOTAL_HIST + bisect_left(BUCKETS_NS, total_ns)] += 1
+            words[call] += total_ns
+            words[call + 1 + bisect_left(BUCKETS_NS, total_ns)] += 1
             if timing.executed:
                 _count_batch(words, timing.rows, decode_ns, execute_ns, encode_ns)
+
+    def record_failure(
+        self, slot: int | None, transport: str, error: BaseException, total_ns: int
+    ) -> None:
+        """Count one request that failed, or that its caller gave up.
+
+        ``slot`` is ``None`` where it got to no model: none of that name, refused, unreadable.
+        """
+        outcome = outcome_of(error)
+        at = _CALL_INDEX[transport, outcome]
+        words, at = (
+            (self.words, _NO_MODEL_AT + at)
+            if slot is None
+            else (self._slot_words[slot], _CALLS_AT + at)
+        )
+        with self._lock:
+            if slot is not None:
+                duration = CANCEL if outcome == "CancelledError" else FAIL
+                words[duration] += 1
+                words[duration + 1] += total_ns
+            words[at] += total_ns
+            words[at + 1 + bisect_left(BUCKETS_NS, total_ns)] += 1
 
     def record_batch(
         self, slot: int, rows: int, input_ns: int, execute_ns: int, output_ns: int
@@ -170,7 +251,7 @@ class Page:
             _count_batch(self._slot_words[slot], rows, input_ns, execute_ns, output_ns)
 
     def add_duration(self, slot: int, name: str, ns: int) -> None:
-        """Count one duration (``fail``, ``cancel``, ``cache_hit``, ``cache_miss``)."""
+        """Count one duration (``cache_hit``, ``cache_miss``)."""
         words, at = self._slot_words[slot], _DURATION_INDEX[name]
         with self._lock:
             words[at] += 1
@@ -197,6 +278,14 @@ class Page:
         self._map.close()
 
 
+def outcome_of(error: BaseException) -> str:
+    """How an error is counted: one of ``OUTCOMES``."""
+    for kind in type(error).__mro__:
+        if kind.__name__ in _ERRORS:
+            return kind.__name__
+    return OTHER
+
+
 def _count_batch(
     words: memoryview[int], rows: int, input_ns: int, execute_ns: int, output_ns: int
 ) -> None:
@@ -218,7 +307,7 @@ class SlotSum:
     """One slot summed over pages.
 
     Attributes:
-        durations: name → (count, nanoseconds).
+        durations: name → (count, nanoseconds), with ``success``: all that were answered.
         counters: name → count (``last_inference_ms``: the latest).
         histograms: stage → counts for each bucket of ``BUCKETS_NS`` and one above.
         batches: batch size → (executions, input ns, execute ns, output ns).
@@ -232,13 +321,17 @@ class SlotSum:
 
 def sum_slot(pages: Sequence[Page], *slots: int) -> SlotSum:
     """Add up the counts of a variant (or of several) over all workers."""
-    durations = dict.fromkeys(DURATIONS, (0, 0))
+    durations = dict.fromkeys(("success", *DURATIONS), (0, 0))
     counters = dict.fromkeys(COUNTERS, 0)
     histograms = {stage: [0] * _HIST for stage in STAGES}
     batches: dict[int, tuple[int, int, int, int]] = {}
     for page, slot in product(pages, slots):
         base = page.base(slot)
-        words = page.words[base : base + SLOT_WORDS].tolist()
+        words = page.words[base : base + _SUMMED_WORDS].tolist()
+        for at in _ANSWERED.values():
+            count, ns = durations["success"]
+            counts = words[at + 1 : at + _CALL_WORDS]
+            durations["success"] = (count + sum(counts), ns + words[at])
         for name, at in _DURATION_INDEX.items():
             count, ns = durations[name]
             durations[name] = (count + words[at], ns + words[at + 1])
@@ -251,7 +344,7 @@ def sum_slot(pages: Sequence[Page], *slots: int) -> SlotSum:
             histograms[stage] = [
                 a + b for a, b in zip(histograms[stage], words[at : at + _HIST], strict=True)
             ]
-        for at in range(_BATCH_AT, SLOT_WORDS, _BATCH_WORDS):
+        for at in range(_BATCH_AT, _CALLS_AT, _BATCH_WORDS):
             size = words[at]
             if words[at + 1]:
                 old = batches.get(size, (0, 0, 0, 0))
@@ -260,3 +353,34 @@ def sum_slot(pages: Sequence[Page], *slots: int) -> SlotSum:
                     old[0] + new[0], old[1] + new[1], old[2] + new[2], old[3] + new[3],
                 )  # fmt: skip
     return SlotSum(durations, counters, histograms, dict(sorted(batches.items())))
+
+
+@dataclass(slots=True)
+class CallSum:
+    """Calls of one transport that ended in one way, summed over pages.
+
+    Attributes:
+        ns: how long they took together.
+        counts: for each bucket of ``BUCKETS_NS``, and one above.
+    """
+
+    ns: int
+    counts: list[int]
+
+
+def sum_calls(pages: Sequence[Page], slot: int | None) -> dict[tuple[str, str], CallSum]:
+    """The calls of a variant over all workers, ``None``: those that got to no model.
+
+    Returns:
+        (transport, outcome) → its calls; those that never happened are left out.
+    """
+    total = [0] * _CALLS_WORDS
+    for page in pages:
+        at = _NO_MODEL_AT if slot is None else page.base(slot) + _CALLS_AT
+        words = page.words[at : at + _CALLS_WORDS].tolist()
+        total = [a + b for a, b in zip(total, words, strict=True)]
+    return {
+        key: CallSum(total[at], counts)
+        for key, at in _CALL_INDEX.items()
+        if any(counts := total[at + 1 : at + _CALL_WORDS])
+    }

@@ -124,7 +124,7 @@ def infer(
         raise
     gateway.page.record(
         answered_by.slot, timing, done - start, gateway.clock.now_ns() // 1_000_000,
-        request.nbytes, nbytes,
+        request.nbytes, nbytes, request.transport,
     )  # fmt: skip
     gateway.timings.append(
         TimingRecord(
@@ -384,14 +384,12 @@ def record_failure(
     if copy is None:  # it failed before the route: was it for a model that is here?
         with suppress(RequestError):
             _, copy = gateway.registry.find(request.model_name, request.model_version)
+    slot = None if copy is None else copy.slot
+    gateway.page.record_failure(slot, request.transport, error, now - start_ns)
     if copy is None:
         gateway.page.add_server("unknown_model")
-    elif isinstance(error, CancelledError):
-        gateway.page.add_duration(copy.slot, "cancel", now - start_ns)
-    else:
-        gateway.page.add_duration(copy.slot, "fail", now - start_ns)
-        if request.sample is not None and isinstance(error, Exception) and is_server_fault(error):
-            request.sample.failed(copy, error)
+    elif request.sample is not None and isinstance(error, Exception) and is_server_fault(error):
+        request.sample.failed(copy, error)
     gateway.timings.append(
         TimingRecord(
             request.request_id, request.traceparent, copy.key if copy else request.model_name[:256],

@@ -57,6 +57,7 @@ class InferServicer:
         context.set_trailing_metadata((("x-request-id", request_id),))
         remaining_s = context.time_remaining()
         tap = self._gateway.tap
+        reached = False  # from there on it is counted with its model
         try:
             if self._any_remote:
                 envelope = wire.scan_request(body)
@@ -67,6 +68,7 @@ class InferServicer:
                     set_deadline(request, started, remaining_s, self._default_timeout_s)
                     if tap is not None:
                         tap.consider(request, "grpc", body, parameters=envelope.parameters)
+                    reached = True
                     return forward.unary(self._gateway, target, body, request, metadata, context)
             request = codec.parse_request(body, request_id)
             request.traceparent = traceparent
@@ -75,9 +77,12 @@ class InferServicer:
             set_deadline(request, started, remaining_s, self._default_timeout_s)
             if tap is not None:
                 tap.consider(request, "grpc", body)
+            reached = True
             return path.infer(self._gateway, request, encode, lambda: not context.is_active())
         except Exception as error:  # noqa: BLE001 - the last stop: a client gets a status, never a trace
             caught: Exception = error
+        if not reached:
+            self._gateway.admission.count_failure("grpc", caught, monotonic_ns() - received)
         return abort(context, caught)
 
     def stream(self, bodies: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:

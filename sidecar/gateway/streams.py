@@ -79,6 +79,7 @@ def serve_stream(
             return
     except RequestError as error:
         if errors_end_it:
+            gateway.admission.count_failure("stream", error)
             _end(context, error)
         # The first request is answered by its error below, like any other.
     reader = _Reader(gateway, chain((first,), bodies), context, request_id, traceparent)
@@ -177,6 +178,7 @@ class _Reader:
                 admission.leave_request(0)
                 raise
         except OverloadedError as error:
+            admission.count_failure("stream", error)
             slot.set(_error_element(body, error), error)
             return
         self._gateway.pool.put(self._work, slot, body, number, monotonic_ns())
@@ -195,8 +197,12 @@ class _Reader:
     def _infer(self, body: bytes, number: int, received_ns: int) -> bytes:
         gateway, started = self._gateway, monotonic_ns()
         # One call, many requests: each has an identity of its own, made from the call's.
-        request = codec.parse_request(body, f"{self._request_id}.{number}")
-        request.traceparent = self._traceparent
+        try:
+            request = codec.parse_request(body, f"{self._request_id}.{number}")
+        except Exception as error:
+            gateway.admission.count_failure("stream", error, monotonic_ns() - received_ns)
+            raise
+        request.transport, request.traceparent = "stream", self._traceparent
         request.received_ns, request.started_ns = received_ns, started
         request.parse_ns = monotonic_ns() - started
         # A stream's own deadline is the whole stream's; a request has its `timeout`.
@@ -258,6 +264,7 @@ class _Sent:
         self._count += 1
         request = forward.request_of(body, envelope, identity, self._traceparent)
         request.received_ns = request.started_ns = monotonic_ns()
+        request.transport = "stream"
         if self._gateway.tap is not None:
             self._gateway.tap.consider(request, "stream", body, parameters=envelope.parameters)
             # Nothing else holds these bodies, however many answers are outstanding.

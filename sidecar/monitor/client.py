@@ -9,7 +9,7 @@ import grpc
 
 from sidecar.errors import SidecarError
 from sidecar.monitor.service import SERVICE
-from sidecar.monitor.view import MonitorStatus, VerdictEvent
+from sidecar.monitor.view import DriftView, MonitorStatus, VerdictEvent
 from sidecar.monitor.view_messages import from_message
 from sidecar.protocol.pb import monitor_pb2 as pb
 
@@ -86,6 +86,23 @@ class MonitorClient:
         except grpc.RpcError as error:
             raise self._failed(error) from None
         return from_message(answer, MonitorStatus)
+
+    def drift(self, model: str = "") -> list[DriftView]:
+        """Ask how the traffic of one model, or (empty) of all, compares with its reference.
+
+        Raises:
+            MonitorCallError: no answer, or the model is not watched for drift.
+        """
+        call = self._channel.unary_unary(
+            f"/{SERVICE}/Drift",
+            request_serializer=pb.DriftRequest.SerializeToString,
+            response_deserializer=pb.DriftResponse.FromString,
+        )
+        try:
+            answer = call(pb.DriftRequest(model=model), timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise self._failed(error) from None
+        return [from_message(one, DriftView) for one in answer.models]
 
     def watch(self, after_seq: int) -> Iterator[pb.Watching | VerdictEvent | int]:
         """Yield what a stream of verdicts says, until it ends.

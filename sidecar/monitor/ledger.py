@@ -13,6 +13,7 @@ first look of a store nothing was watched, and nothing is counted.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -84,6 +85,20 @@ class Ledger:
             known.ended, known.base = known.since(), {}
         known.last = counters
         self._evidence.set_cells(_tap_key(worker), counters)
+
+
+def by_reason(counts: Counts) -> tuple[Counter[str], Counter[str]]:
+    """What was dropped, and what is not mirrored: reason → count; none that is zero."""
+    dropped, not_mirrored = Counter[str](), Counter[str]()
+    for name, count in counts.items():
+        for prefix, reasons in (
+            ("tap_dropped_", dropped), ("dropped_", dropped), ("not_mirrored_", not_mirrored),
+        ):  # fmt: skip
+            if name.startswith(prefix):
+                reasons[name.removeprefix(prefix)] += count
+    for name in ("shared_memory", "sequence", "too_large", "unclear"):
+        not_mirrored[name] += counts.get(f"tap_{name}", 0)
+    return +dropped, +not_mirrored
 
 
 def _is_later(before: Counts, now: Counts) -> bool:

@@ -9,14 +9,17 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from sidecar import logs
+from sidecar.children import receive_descriptors
 from sidecar.clock import SystemClock
 from sidecar.config import SidecarConfig, load, parse
 from sidecar.control import Connection
 from sidecar.errors import ConfigError, MissingExtraError, Problem, SidecarError
+from sidecar.gateway.pages import Page
 from sidecar.monitor import priority
 from sidecar.monitor.mirror import Stopped
 
@@ -37,14 +40,41 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _make(config: SidecarConfig, base_dir: Path, source: str) -> Monitor:
+def _make(
+    config: SidecarConfig,
+    base_dir: Path,
+    source: str,
+    pages: Sequence[Page] = (),
+    serve_started_ns: int = 0,
+) -> Monitor:
     try:
         from sidecar.monitor.monitor import Monitor
     except ModuleNotFoundError as error:
         message = f"the monitor needs {error.name}, which is not installed: install "
         message += "model-sidecar[monitor], or set monitor.enabled: false"
         raise MissingExtraError(message) from None
-    return Monitor(config, base_dir, source, SystemClock())
+    clock = SystemClock()
+    return Monitor(config, base_dir, source, clock, pages=pages, serve_started_ns=serve_started_ns)
+
+
+def map_pages(descriptors: Sequence[int], config: SidecarConfig) -> list[Page]:
+    """The gateway's pages, for reading only; the descriptors are closed.
+
+    Without them nothing is told of requests, and everything else goes on.
+    """
+    slots = sum(len(model.variants) for model in config.models)
+    pages: list[Page] = []
+    try:
+        pages += [Page(descriptor, slots, read_only=True) for descriptor in descriptors]
+    except (OSError, ValueError) as error:
+        logger.error("the gateway's counts cannot be read, and are not told: %s", error)
+        for page in pages:
+            page.close()
+        pages.clear()
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)  # the mapping keeps the page
+    return pages
 
 
 def _be_nice(config: SidecarConfig, child_pid: int = 0) -> None:
@@ -103,7 +133,9 @@ def run(config_path: Path) -> int:
 def run_supervised(control_fd: int) -> int:
     """Watch under a supervisor, and end when it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the supervisor's
-    connection = Connection(socket.socket(fileno=control_fd))
+    channel = socket.socket(fileno=control_fd)
+    descriptors = receive_descriptors(channel)
+    connection = Connection(channel)
     boot = connection.receive()
     if boot is None:
         return 1
@@ -114,7 +146,9 @@ def run_supervised(control_fd: int) -> int:
         logs.configure(config.log)
         if boot["again"]:
             _be_nice(config)
-        monitor = started = _make(config, base_dir, boot["source"])
+        pages = map_pages(descriptors, config)
+        since_ns = boot["serve_started_ns"]
+        monitor = started = _make(config, base_dir, boot["source"], pages, since_ns)
         signal.signal(signal.SIGTERM, lambda *_: _ask_to_stop(started))
         threading.Thread(
             target=_watch, args=(connection, monitor), name="supervisor", daemon=True

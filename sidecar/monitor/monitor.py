@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from typing import Any
 from sidecar import __version__
 from sidecar.clock import Clock
 from sidecar.config import SidecarConfig
+from sidecar.gateway.pages import Page
 from sidecar.monitor import places
 from sidecar.monitor.budget import TICK_S, AdaptiveRate, Budget, own_cpu_s
 from sidecar.monitor.casebook import Casebook
 from sidecar.monitor.channel import ExchangeListener
+from sidecar.monitor.copies import copies_to_load
 from sidecar.monitor.events import EventLog
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchange import Exchange
@@ -28,10 +30,11 @@ from sidecar.monitor.exchanges import Item
 from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.judge import Judge
 from sidecar.monitor.keeper import Keeper
-from sidecar.monitor.ledger import Ledger
+from sidecar.monitor.ledger import Ledger, by_reason
+from sidecar.monitor.measured_evidence import MeasuredEvidence
+from sidecar.monitor.measures import Measures
 from sidecar.monitor.mirror import MirrorProcess, Stopped
-from sidecar.monitor.mirror_protocol import CopyInfo
-from sidecar.monitor.plan import ModelPlan, make_plan, wanted_copies
+from sidecar.monitor.plan import ModelPlan, make_plan
 from sidecar.monitor.policies import Precisions
 from sidecar.monitor.rows import EvidenceRow
 from sidecar.monitor.service import MonitorServer
@@ -40,6 +43,8 @@ from sidecar.monitor.view import (
     CaseView,
     CertificateView,
     Coverage,
+    DriftView,
+    ModelStatus,
     MonitorStatus,
     StoreStatus,
     VerdictEvent,
@@ -58,9 +63,22 @@ class Monitor:
     """Everything of one monitor process; also what its service shows (``MonitorView``).
 
     ``start`` once, ``run`` until ``stop_requested``, which then stops everything.
+
+    Args:
+        pages: the gateway's counts, for reading; none where there is no supervisor.
+        serve_started_ns: wall clock, since when they count; 0: not known.
     """
 
-    def __init__(self, config: SidecarConfig, base_dir: Path, source: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        config: SidecarConfig,
+        base_dir: Path,
+        source: str,
+        clock: Clock,
+        *,
+        pages: Sequence[Page] = (),
+        serve_started_ns: int = 0,
+    ) -> None:
         self._config = config
         self._source = source
         self._clock = clock
@@ -95,6 +113,11 @@ class Monitor:
         self._judge = Judge(self._evidence, self._plans, self._events)
         self._board = StatusBoard(self._evidence, self._judge)
         self._ledger = Ledger(self._evidence)
+        self.measures = Measures(pages, config, serve_started_ns)
+        self.measured_evidence = MeasuredEvidence(
+            self._evidence, self._worker.tally, self._models, lambda: self._ingest.queue_bytes,
+            self._started_ns,
+        )  # fmt: skip
         self._looking = threading.Lock()
         self._listener: ExchangeListener | None = None
         self._server: MonitorServer | None = None
@@ -264,8 +287,7 @@ class Monitor:
         """How things are now."""
         # Before the evidence: nothing is shown as compared that is not counted in it.
         coverage = self._coverage()
-        with self._looking:
-            models = [self._board.model(plan) for plan in list(self._plans.values())]
+        models = self._models()
         return MonitorStatus(
             started_wall_ns=self._started_ns,
             incarnation=self._evidence.incarnation,
@@ -279,6 +301,10 @@ class Monitor:
             version=__version__,
             config=self._source,
         )
+
+    def _models(self) -> list[ModelStatus]:
+        with self._looking:
+            return [self._board.model(plan) for plan in list(self._plans.values())]
 
     def _store_status(self) -> StoreStatus:
         """The store's, with what is wrong with the cases beside it."""
@@ -303,15 +329,7 @@ class Monitor:
 
     def _coverage(self) -> Coverage:
         counts = self._counts()
-        dropped, not_mirrored = Counter[str](), Counter[str]()
-        for name, count in counts.items():
-            for prefix, reasons in (
-                ("tap_dropped_", dropped), ("dropped_", dropped), ("not_mirrored_", not_mirrored),
-            ):  # fmt: skip
-                if name.startswith(prefix):
-                    reasons[name.removeprefix(prefix)] += count
-        for name in ("shared_memory", "sequence", "too_large", "unclear"):
-            not_mirrored[name] += counts.get(f"tap_{name}", 0)
+        dropped, not_mirrored = by_reason(counts)
         settings = self._config.monitor
         return Coverage(
             # The taps tell their counts once a second: what has arrived may be ahead of them.
@@ -319,8 +337,8 @@ class Monitor:
             received=counts.get("received", 0),
             compared=counts.get("compared", 0),
             set_aside=counts.get("set_aside", 0),
-            dropped={name: count for name, count in sorted(dropped.items()) if count},
-            not_mirrored={name: count for name, count in sorted(not_mirrored.items()) if count},
+            dropped=dict(sorted(dropped.items())),
+            not_mirrored=dict(sorted(not_mirrored.items())),
             rate=self._rate.rate,
             cpu_share_used=self._budget.used,
             queue_bytes=self._ingest.queue_bytes,
@@ -342,46 +360,10 @@ class Monitor:
         """Cases on disk, the newest first."""
         return self._casebook.views(model, limit)
 
+    def drift(self) -> list[DriftView]:
+        """Models watched for drift: none, as no configuration can ask for it yet."""
+        return []
+
     def wait_events(self, after_seq: int, timeout_s: float) -> list[VerdictEvent]:
         """Events after ``after_seq``, waited for."""
         return self._events.wait(after_seq, timeout_s)
-
-
-def copies_to_load(
-    config: SidecarConfig,
-) -> tuple[dict[str, dict[str, Any]], dict[str, CopyInfo], set[str]]:
-    """What the child is to load (key → plain tree), what it cannot, and what of it is executed."""
-    device = config.monitor.mirror.device
-    trees: dict[str, dict[str, Any]] = {}
-    refused: dict[str, CopyInfo] = {}
-    keep: set[str] = set()
-    for model in config.models:
-        wanted = wanted_copies(model)
-        for variant in model.variants:
-            if variant.key not in wanted:
-                continue
-            key = f"{model.name}:{variant.key}"
-            tree = variant.model_dump(mode="json")
-            why = _place(tree["runtime"], device)
-            if why:
-                refused[key] = CopyInfo(key, None, error=why)
-                continue
-            trees[key] = tree
-            if wanted[variant.key]:
-                keep.add(key)
-    return trees, refused, keep
-
-
-def _place(runtime: dict[str, Any], device: str | None) -> str:
-    """Set where the monitor's copy lives; returns why it cannot, or an empty text."""
-    if "device" not in runtime:  # another server's
-        return ""
-    if device is None:
-        if runtime["device"] == "cpu":
-            return ""
-        # A mirror's memory and time on the device that serves would starve the service.
-        return "it is on a GPU: choose with monitor.mirror.device where the monitor's copy lives"
-    if device == "cpu" and runtime["kind"].startswith("tensorrt"):
-        return "TensorRT has no CPU, and monitor.mirror.device is cpu"
-    runtime["device"] = device
-    return ""

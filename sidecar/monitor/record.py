@@ -19,6 +19,7 @@ from sidecar.monitor.exchanges import Item
 from sidecar.monitor.mirror_protocol import ERRORS, FAILURES, Answer
 from sidecar.monitor.plan import Pair
 from sidecar.monitor.rows import EvidenceKey, Remark
+from sidecar.monitor.tally import Tally
 from sidecar.runtimes.base import Array
 from validators.comparators import metric_specs
 
@@ -49,8 +50,9 @@ def whole_hash(identity: str, hashes: Mapping[str, str]) -> str:
 class Recorder:
     """Compares what the child answered, and counts."""
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: Evidence, tally: Tally | None = None) -> None:
         self._evidence = evidence
+        self._tally = tally or Tally()
 
     def certificates(self, items: Sequence[Item]) -> list[PairBatch]:
         """Compare candidates with their truth, for every certificate pair of these items."""
@@ -162,6 +164,7 @@ class Recorder:
             cells = {
                 "n": int(np.count_nonzero(seen)),
                 "k": float(result.x.sum()),
+                "wrong": int(np.count_nonzero(result.bad_rows)),
                 "rows": int(result.rows.sum()),
                 "bad_rows": int(result.bad_rows.sum()),
             }
@@ -173,6 +176,8 @@ class Recorder:
                 key.model, key.candidate, key.baseline, key.output, name, key.policy
             )
             self._evidence.add_sketch(place, sketch)
+        if (ratios := output.worst.get("sqnr_db")) is not None:
+            self._tally.sqnr(key.candidate, key.output, ratios)
         remark = Remark(problem=next(iter(output.problems.values()), ""))
         specs = metric_specs(output.kind) if output.kind else {}
         for metric, values in output.worst.items():
@@ -193,8 +198,8 @@ class Recorder:
             return
         rows = sum(item.rows for item in errors)
         cells = {
-            "n": len(errors), "k": len(errors), "rows": rows, "bad_rows": rows,
-            "invalid": len(errors),
+            "n": len(errors), "k": len(errors), "wrong": len(errors), "rows": rows,
+            "bad_rows": rows, "invalid": len(errors),
         }  # fmt: skip
         for key in self._keys(batch.pair, "disagrees").values():
             self._evidence.add(key, cells)
@@ -208,6 +213,7 @@ def _cells(output: OutputResult) -> dict[str, float]:
     return {
         "n": int(np.count_nonzero(output.compared)),
         "k": float(output.x.sum()),
+        "wrong": int(np.count_nonzero(output.bad_rows)),
         "rows": int(output.rows.sum()),
         "bad_rows": int(output.bad_rows.sum()),
         "invalid": int(np.count_nonzero(output.invalid_rows)),

@@ -120,6 +120,7 @@ class _Servicer:
             "GetEvidence": (pb.GetEvidenceRequest, self._evidence),
             "ListCertificates": (pb.ListCertificatesRequest, self._certificates),
             "ListCases": (pb.ListCasesRequest, self._cases),
+            "Drift": (pb.DriftRequest, self._drift),
         }
         handlers: dict[str, Any] = {
             name: grpc.unary_unary_rpc_method_handler(_unary(kind, method))
@@ -166,6 +167,16 @@ class _Servicer:
         limit = _bounded("limit", request.limit, _CASES, _CASES_MAX)
         found = self._view.cases(self._model(request.model), limit)
         return pb.ListCasesResponse(cases=[to_message(one) for one in found])
+
+    def _drift(self, request: pb.DriftRequest) -> pb.DriftResponse:
+        # A model without a candidate is in no status, and may still be watched for drift.
+        found = self._view.drift()
+        chosen = [one for one in found if request.model in {"", one.model}]
+        if request.model and not chosen:
+            known = ", ".join(one.model for one in found) or "none"
+            message = f"no model {request.model!r} is watched for drift; there is {known}"
+            raise NotFoundError(message)
+        return pb.DriftResponse(models=[to_message(one) for one in chosen])
 
     # --- the stream -------------------------------------------------------------------------------
 

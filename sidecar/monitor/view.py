@@ -282,6 +282,60 @@ class VerdictEvent:
     certificate: CertificateView | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DriftUnit:
+    """One column of a model's traffic, or its columns together, in the latest judged window.
+
+    Attributes:
+        value: distance from the reference, in the unit of ``method``; ``threshold`` likewise, for
+            the rows of this window.
+        score: comparable between units; over ``score_threshold`` in two windows in a row: alarm.
+        state: ``ok``, ``suspect``, ``alarm``, ``insufficient_data``.
+        detail: where it changed most.
+    """
+
+    unit: str
+    method: str
+    value: float
+    threshold: float
+    score: float
+    score_threshold: float
+    state: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DriftView:
+    """Whether one model's traffic is still like its reference.
+
+    Attributes:
+        reference: its name, empty while there is none.
+        reference_source: ``file``, ``live`` (the first rows that came) or ``collecting``.
+        state: the worst of the units.
+        windows: judged so far.
+        rows_in_window: counted in the open window, which closes at ``window_rows``.
+        last_window_wall_ns: when the latest window was judged; ``None``: none yet.
+        alarm_since_wall_ns: ``None``: no alarm.
+        message: what keeps it from being watched as configured, empty otherwise.
+        report_html: path of the latest deep run's report, empty without; ``report_json`` likewise.
+    """
+
+    model: str
+    reference: str
+    reference_source: str
+    state: str
+    windows: int
+    rows_in_window: int
+    window_rows: int
+    last_window_wall_ns: int | None = None
+    alarm_since_wall_ns: int | None = None
+    units: list[DriftUnit] = field(default_factory=list)
+    message: str = ""
+    report_html: str = ""
+    report_json: str = ""
+    report_wall_ns: int | None = None
+
+
 def case_from_plain(plain: Mapping[str, Any]) -> CaseView:
     """Return the case that ``dataclasses.asdict`` made ``plain`` of, at this or another release."""
     return CaseView(**_known(CaseView, plain))
@@ -319,6 +373,10 @@ class MonitorView(Protocol):
 
     def cases(self, model: str | None, limit: int) -> list[CaseView]:
         """Return at most ``limit`` cases, the newest first."""
+        ...
+
+    def drift(self) -> list[DriftView]:
+        """Return every model whose traffic is watched for drift."""
         ...
 
     def wait_events(self, after_seq: int, timeout_s: float) -> list[VerdictEvent]:

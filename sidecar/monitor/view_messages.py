@@ -34,6 +34,8 @@ MESSAGES: Mapping[type[Any], type[Message]] = {
     view.ChildStatus: pb.ChildStatus,
     view.CaseView: pb.Case,
     view.VerdictEvent: pb.VerdictEvent,
+    view.DriftView: pb.DriftModel,
+    view.DriftUnit: pb.DriftUnit,
     rows.EvidenceKey: pb.EvidenceKey,
     rows.EvidenceRow: pb.EvidenceRow,
 }

@@ -24,6 +24,7 @@ from sidecar.monitor.mirror import MirrorProcess, Stopped
 from sidecar.monitor.mirror_protocol import Outcome
 from sidecar.monitor.plan import ModelPlan
 from sidecar.monitor.record import Recorder
+from sidecar.monitor.tally import Tally
 from sidecar.monitor.versions import VersionPairs
 
 logger = logging.getLogger("sidecar.monitor.worker")
@@ -76,7 +77,8 @@ class Worker:
         rng = rng or random.Random()  # noqa: S311 - a sample and an order, not a secret
         self.reader = Reader(plans)
         self._planner = Planner(mirror.copies, noise_rate, rng)
-        self.recorder = Recorder(evidence)
+        self.tally = Tally()
+        self.recorder = Recorder(evidence, self.tally)
         self._versions = VersionPairs(evidence, self.recorder, plans)
         self.compared = 0
         self.set_aside = 0
@@ -176,3 +178,6 @@ class Worker:
             *answers, item.again = answers
         for run, answer in zip(item.job.runs, answers, strict=False):
             item.answers[run.variant] = answer
+        for run, answer in zip(item.job.runs, outcome.answers, strict=False):
+            if answer.compute_ns:
+                self.tally.execution(run.variant, answer.compute_ns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 
 from rich.console import Console
@@ -15,12 +16,14 @@ from tests.benchmarks import (
     certificates,
     compare,
     drift_alarms,
+    drift_deep,
     localize,
     mirror,
     throughput,
 )
+from tests.benchmarks.tools import Row
 
-BENCHMARKS = {
+BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "tiny": throughput.tiny_model,
     "workers": throughput.workers,
     "large": throughput.large,
@@ -30,6 +33,7 @@ BENCHMARKS = {
     "compare": compare.comparing,
     "certificates": certificates.certificates,
     "drift-alarms": drift_alarms.drift_alarms,
+    "drift-deep": drift_deep.drift_deep,
     "mirror": mirror.mirroring,
     "localize": localize.localization,
     "restarts": lambda rounds: behaviour.restarts(4 * rounds),

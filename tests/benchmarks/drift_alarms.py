@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from tests.benchmarks.drift_evidently import evidently_alarms
 from tests.benchmarks.tools import Row
 from tests.validators.drift.simulate import Traffic, Watch, alarms, delay
 from validators.drift.calibrate import CORRELATION
@@ -25,6 +26,7 @@ def drift_alarms(rounds: int) -> list[Row]:
         false_alarms("independent rows", 1, 1, rounds),
         false_alarms(f"requests of {REQUEST} rows, told", REQUEST, REQUEST, rounds),
         false_alarms(f"requests of {REQUEST} rows, not told", REQUEST, None, rounds),
+        *evidently_alarms(rounds),
         *delays(rounds, EXPECTED),
         *delays(rounds, 2000),
         *costs(),

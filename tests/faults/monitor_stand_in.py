@@ -8,12 +8,14 @@ given to ``received``.
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
 import threading
 from pathlib import Path
 
+from sidecar.children import receive_descriptors
 from sidecar.config import parse
 from sidecar.control import Connection
 from sidecar.monitor.channel import ExchangeListener
@@ -24,7 +26,10 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    connection = Connection(socket.socket(fileno=int(sys.argv[1])))
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    for descriptor in receive_descriptors(channel):
+        os.close(descriptor)
+    connection = Connection(channel)
     boot = connection.receive()
     if boot is None:
         return 1

@@ -77,6 +77,7 @@ class NumpyBackend:
         self.requests: deque[InferRequest] = deque(maxlen=100)
         self.calls: list[tuple[str, Any]] = []
         self.cancelled = 0
+        self.uncounted: deque[tuple[str, str, int]] = deque(maxlen=100)
         self.failure: BaseException | None = None
         self.bytes_peak = 0
 
@@ -106,6 +107,9 @@ class NumpyBackend:
             with self._lock:
                 self.in_flight -= requests
                 self.bytes_in_flight -= nbytes
+
+    def count_failure(self, transport: str, error: BaseException, ns: int = 0) -> None:
+        self.uncounted.append((transport, type(error).__name__, ns))
 
     def serve(self, request: InferRequest, encode: Any, is_cancelled: Any = None) -> Any:
         """Answer; while the gate is closed, ask whether the client has gone away."""

@@ -150,10 +150,12 @@ def test_served_answers_and_mirrors_are_counted_against_the_reference(evidence):
     ]
     Recorder(evidence).certificates(items)
     served = evidence.cells(key(plan, "m:2/new", "m:2/ref"))
-    assert served == {"n": 2, "k": 0, "rows": 3, "bad_rows": 0, "invalid": 0, "structural": 0}
+    assert served == {
+        "n": 2, "k": 0, "wrong": 0, "rows": 3, "bad_rows": 0, "invalid": 0, "structural": 0,
+    }  # fmt: skip
     mirrored = evidence.cells(key(plan, "m:2/int8", "m:2/ref"))
     assert mirrored == {
-        "n": 3, "k": 1.5, "rows": 4, "bad_rows": 2, "invalid": 0, "structural": 0,
+        "n": 3, "k": 1.5, "wrong": 2, "rows": 4, "bad_rows": 2, "invalid": 0, "structural": 0,
     }  # fmt: skip
 
 

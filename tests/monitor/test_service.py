@@ -18,10 +18,10 @@ from sidecar.errors import ConfigError
 from sidecar.monitor.client import MonitorCallError, MonitorClient
 from sidecar.monitor.rows import EvidenceKey, EvidenceRow, StoreError
 from sidecar.monitor.service import SERVICE, MonitorServer
-from sidecar.monitor.view import CaseView, MonitorStatus, MonitorView, VerdictEvent
+from sidecar.monitor.view import CaseView, DriftView, MonitorStatus, MonitorView, VerdictEvent
 from sidecar.monitor.view_messages import MESSAGES, from_message, to_json, to_message
 from sidecar.protocol.pb import monitor_pb2 as pb
-from tests.monitor.views import INT8, ONNX, FakeView, event, status
+from tests.monitor.views import INT8, ONNX, FakeView, drift, event, status
 from validators.verdict import Verdict
 
 WITHIN_S = 60
@@ -134,6 +134,16 @@ def test_certificates_and_cases(served):
 
 
 # --- the stream -----------------------------------------------------------------------------------
+
+
+def test_drift_arrives_as_it_was_also_of_a_model_without_a_candidate(served):
+    collecting = DriftView("cats", "", "collecting", "insufficient_data", 0, 12, 1000)
+    served.view.drifts = [drift(), collecting]
+    with MonitorClient(served.address, timeout_s=WITHIN_S) as client:
+        assert client.drift() == [drift(), collecting]
+        assert client.drift("cats") == [collecting]
+        with pytest.raises(MonitorCallError, match=r"'dogs' is watched for drift.*digits, cats"):
+            client.drift("dogs")
 
 
 def test_a_watcher_gets_what_is_kept_and_then_what_comes(served):
@@ -324,7 +334,7 @@ def test_reflection_gives_the_whole_description(served):
     [answer] = stub.ServerReflectionInfo(iter([request]), timeout=WITHIN_S)
     file = FileDescriptorProto.FromString(answer.file_descriptor_response.file_descriptor_proto[0])
     assert [method.name for method in file.service[0].method] == [
-        "GetStatus", "GetEvidence", "ListCertificates", "ListCases", "WatchVerdicts",
+        "GetStatus", "GetEvidence", "ListCertificates", "ListCases", "WatchVerdicts", "Drift",
     ]  # fmt: skip
     found = descriptor_pool.DescriptorPool().AddSerializedFile(file.SerializeToString())
     assert found.services_by_name["Monitor"].full_name == SERVICE

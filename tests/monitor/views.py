@@ -12,6 +12,8 @@ from sidecar.monitor.view import (
     CertificateView,
     ChildStatus,
     Coverage,
+    DriftUnit,
+    DriftView,
     ModelStatus,
     MonitorStatus,
     NoiseView,
@@ -68,6 +70,13 @@ def event(seq: int, verdict: Verdict = Verdict.PASS, *, model: str = "digits") -
     )  # fmt: skip
 
 
+def drift(model: str = "digits") -> DriftView:
+    unit = DriftUnit("x.mean", "ks", 0.31, 0.12, 4.5, 1.5, "alarm", "more above 0.7")
+    return DriftView(
+        model, "spring", "file", "alarm", 7, 312, 1000, 17, 15, [unit], "", "r.html", "r.json", 18
+    )
+
+
 class FakeView:
     """``MonitorView``: plain lists, and events that tests append."""
 
@@ -79,6 +88,7 @@ class FakeView:
             for block in range(5)
         ]  # fmt: skip
         self.kept_cases: list[CaseView] = []
+        self.drifts: list[DriftView] = []
         self.error: Exception | None = None
         self._events: list[VerdictEvent] = []
         self._events_kept = events_kept
@@ -105,6 +115,9 @@ class FakeView:
     def cases(self, model: str | None, limit: int) -> list[CaseView]:
         found = [case for case in self.kept_cases if model in {None, case.model}]
         return found[:limit]
+
+    def drift(self) -> list[DriftView]:
+        return self.drifts
 
     def wait_events(self, after_seq: int, timeout_s: float) -> list[VerdictEvent]:
         with self._changed:

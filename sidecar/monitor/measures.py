@@ -1,0 +1,235 @@
+"""The requests' metrics: what the gateway's workers count in shared memory, told as points.
+
+The pages are the supervisor's, so that counts go on whatever becomes of a worker or of the monitor:
+every counter here is cumulative since ``serve`` began, also after a restart of either. What never
+happened has no series, and memory is bounded by the configuration: points are made anew each time,
+and of exemplars there is a fixed number.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from exporters import instruments
+from exporters.telemetry.context import SAMPLED, parse
+from exporters.telemetry.model import Exemplar, Histogram, Number, Point
+from sidecar.gateway.pages import (
+    BUCKETS_NS,
+    OUTCOMES,
+    STAGES,
+    CallSum,
+    Page,
+    SlotSum,
+    sum_calls,
+    sum_slot,
+)
+
+if TYPE_CHECKING:
+    from sidecar.config import ModelConfig, SidecarConfig, VariantConfig
+    from sidecar.traces import SpanRecord
+
+#: Transport of a page → ``rpc.system.name`` and ``rpc.method``.
+CALLS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "grpc": ("grpc", "inference.GRPCInferenceService/ModelInfer"),
+        "stream": ("grpc", "inference.GRPCInferenceService/ModelStreamInfer"),
+        "http": ("http", "POST /v2/models/{name}/infer"),
+    }
+)
+#: The latest of each bucket are kept, and of all buckets so many.
+EXEMPLARS_MAX = 4096
+
+#: A page's counter of the server → why a request was refused.
+_REFUSED = MappingProxyType(
+    {"refused_requests": "requests", "refused_bytes": "bytes", "refused_streams": "streams"}
+)
+#: A page's counter of the server → what was dropped, and why if that is known.
+_DROPPED = MappingProxyType(
+    {
+        "tap_dropped_full": "exchange_full",
+        "tap_dropped_no_monitor": "exchange_no_monitor",
+        "tap_dropped_lost": "exchange_lost",
+        "timing_dropped": "timing",
+        "spans_dropped": "span",
+        "logs_dropped": "log",
+    }
+)
+
+Attributes = dict[str, str]
+#: A histogram's series: the slot (``None``: of no model), and the stage or the transport + outcome.
+_Series = tuple[int | None, str, str]
+
+
+class Measures:
+    """Reads the pages, whenever ``points`` is asked for; for any thread.
+
+    Args:
+        pages: of all workers; none where the monitor was started alone.
+        config: what they serve: slots are in its order.
+        serve_started_ns: wall clock, when counting began; 0: when the telemetry did.
+    """
+
+    def __init__(
+        self, pages: Sequence[Page], config: SidecarConfig, serve_started_ns: int = 0
+    ) -> None:
+        self._pages = list(pages)
+        self._since_ns = serve_started_ns
+        variants = [(model, variant) for model in config.models for variant in model.variants]
+        self._variants = [_attributes(model, variant) for model, variant in variants]
+        self._slots = {tuple(names.values()): slot for slot, names in enumerate(self._variants)}
+        self._shares = {
+            _attributes_key(model, variant): share
+            for model in config.models
+            for variant, share in route_shares(model)
+        }
+        self._lock = threading.Lock()
+        self._exemplars: dict[tuple[_Series, int], Exemplar] = {}
+
+    # --- exemplars ----------------------------------------------------------------------------
+
+    def exemplar(self, record: SpanRecord) -> None:
+        """Remember a traced request as an example for each histogram that counts it."""
+        context = parse(record.traceparent)
+        if context is None or not context.flags & SAMPLED or record.transport not in CALLS:
+            return
+        slot = self._slots.get((record.model, record.version, record.variant))
+        outcome = "" if record.outcome == "OK" else record.outcome
+        if outcome not in OUTCOMES:
+            outcome = OUTCOMES[-1]
+        # The gateway measures by another clock than the spans' times; both are nanoseconds.
+        found = [((slot, record.transport, outcome), record.end_ns - record.start_ns)]
+        if slot is not None and not outcome:
+            found.append(((slot, "queue", ""), record.queue_ns))
+            if not record.cached:
+                found += [
+                    ((slot, "decode", ""), record.decode_ns),
+                    ((slot, "execute", ""), record.execute_ns),
+                    ((slot, "encode", ""), record.encode_ns),
+                ]
+        with self._lock:
+            for series, ns in found:
+                key = series, bisect_left(BUCKETS_NS, ns)
+                self._exemplars.pop(key, None)  # the latest come last
+                self._exemplars[key] = Exemplar(ns / 1e9, record.end_ns, context)
+            while len(self._exemplars) > EXEMPLARS_MAX:
+                del self._exemplars[next(iter(self._exemplars))]
+
+    def _exemplars_of(self, series: _Series) -> list[Exemplar]:
+        with self._lock:
+            keys = ((series, bucket) for bucket in range(len(BUCKETS_NS) + 1))
+            return [self._exemplars[key] for key in keys if key in self._exemplars]
+
+    # --- points -------------------------------------------------------------------------------
+
+    def points(self) -> Iterator[Point]:
+        """Every metric of the requests, as it is now."""
+        for slot, names in enumerate(self._variants):
+            if (share := self._shares.get(tuple(names.values()))) is not None:
+                yield Number(instruments.ROUTE_VERSION, share, names)
+            if self._pages:
+                yield from self._variant(slot, names)
+        if self._pages:
+            yield from self._no_model()
+
+    def _variant(self, slot: int, names: Attributes) -> Iterator[Point]:
+        calls, total = sum_calls(self._pages, slot), sum_slot(self._pages, slot)
+        yield from self._calls(slot, names, calls)
+        yield from self._requests(names, calls)
+        for stage in STAGES:
+            if any(counts := total.histograms[stage]):
+                yield Histogram(
+                    instruments.INFERENCE_DURATION, counts, total.durations[stage][1] / 1e9,
+                    {**names, "role": "serving", "stage": stage}, self._since_ns,
+                    self._exemplars_of((slot, stage, "")),
+                )  # fmt: skip
+        yield from self._counters(names, total)
+
+    def _calls(
+        self, slot: int | None, names: Attributes, calls: Mapping[tuple[str, str], CallSum]
+    ) -> Iterator[Point]:
+        for (transport, outcome), call in calls.items():
+            system, method = CALLS[transport]
+            attributes = {"rpc.system.name": system, "rpc.method": method, **names}
+            if outcome:
+                attributes["error.type"] = outcome
+            yield Histogram(
+                instruments.CALL_DURATION, call.counts, call.ns / 1e9, attributes, self._since_ns,
+                self._exemplars_of((slot, transport, outcome)),
+            )  # fmt: skip
+
+    def _requests(
+        self, names: Attributes, calls: Mapping[tuple[str, str], CallSum]
+    ) -> Iterator[Point]:
+        """By outcome, over all transports; of a failure, its error's class is the reason."""
+        counted: Counter[tuple[str, str]] = Counter()
+        for (_, error), call in calls.items():
+            counted[_outcome(error)] += sum(call.counts)
+        for (outcome, reason), count in counted.items():
+            yield self._number(
+                instruments.REQUESTS, count, {**names, "outcome": outcome, "reason": reason}
+            )
+
+    def _counters(self, names: Attributes, total: SlotSum) -> Iterator[Point]:
+        counters = total.counters
+        for instrument, count, more in (
+            (instruments.ROWS, counters["inferences"], {}),
+            (instruments.EXECUTIONS, counters["executions"], {}),
+            (instruments.CACHE, total.durations["cache_hit"][0], {"outcome": "hit"}),
+            (instruments.CACHE, total.durations["cache_miss"][0], {"outcome": "miss"}),
+            (instruments.IO, counters["bytes_in"], {"direction": "in"}),
+            (instruments.IO, counters["bytes_out"], {"direction": "out"}),
+            (instruments.FALLBACKS, counters["fallbacks"], {}),
+        ):
+            if count:
+                yield self._number(instrument, count, {**names, **more})
+
+    def _no_model(self) -> Iterator[Point]:
+        """What got to no model, and what the gateway had to drop."""
+        calls = sum_calls(self._pages, None)
+        yield from self._calls(None, {}, calls)
+        # Refusals are told by the bound that was reached, which the calls do not know.
+        known = {key: call for key, call in calls.items() if key[1] != "OverloadedError"}
+        yield from self._requests({}, known)
+        counters: Counter[str] = Counter()
+        for page in self._pages:
+            counters.update(page.server_counters())
+        for name, reason in _REFUSED.items():
+            if counters[name]:
+                attributes = {"outcome": "refused", "reason": reason}
+                yield self._number(instruments.REQUESTS, counters[name], attributes)
+        for name, reason in _DROPPED.items():
+            if counters[name]:
+                yield self._number(instruments.GATEWAY_DROPPED, counters[name], {"reason": reason})
+
+    def _number(
+        self, instrument: instruments.Instrument, count: int, attributes: Attributes
+    ) -> Number:
+        return Number(instrument, count, attributes, self._since_ns)
+
+
+def route_shares(model: ModelConfig) -> list[tuple[VariantConfig, float]]:
+    """Which variant answers the requests that name no version: all of them, while there is no
+    finer route. Nothing where no variant serves."""
+    serving = [variant for variant in model.variants if "serving" in variant.roles]
+    version = model.default_version or (serving[-1].version if serving else "")
+    found = [variant for variant in serving if variant.version == version]
+    return [(variant, 1.0) for variant in found[-1:]]
+
+
+def _outcome(error: str) -> tuple[str, str]:
+    if not error:
+        return "success", ""
+    return ("cancel", "") if error == "CancelledError" else ("fail", error)
+
+
+def _attributes(model: ModelConfig, variant: VariantConfig) -> Attributes:
+    return {"model.name": model.name, "model.version": variant.version, "variant": variant.name}
+
+
+def _attributes_key(model: ModelConfig, variant: VariantConfig) -> tuple[str, ...]:
+    return tuple(_attributes(model, variant).values())
