@@ -97,7 +97,7 @@ def _process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]
             process.wait()
 
 
-def _await_line(process: subprocess.Popen[bytes], log: Path, start: str) -> str:
+def await_line(process: subprocess.Popen[bytes], log: Path, start: str) -> str:
     """The rest of the first line that begins so."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -114,10 +114,10 @@ def _serving(folder: Path, model: Path, *, monitored: bool) -> Iterator[Running]
     config, address = _config(folder, model, monitored=monitored)
     log = config.with_suffix(".log")
     with _process(["-m", "sidecar", "serve", str(config)], log) as process:
-        _await_line(process, log, "ready: ")
+        await_line(process, log, "ready: ")
         monitor = ""
         if monitored:
-            monitor = _await_line(process, log, "monitor (gRPC): ").partition(",")[0]
+            monitor = await_line(process, log, "monitor (gRPC): ").partition(",")[0]
         yield Running(address, monitor, log)
 
 
@@ -159,8 +159,8 @@ def _cost(
         after = _settled(on)
         half = theirs / 2
         p99_on, p99_off, p99_ratio = tools.alternate(
-            rounds, lambda: _p99_ms(on.address, message, half),
-            lambda: _p99_ms(off.address, message, half),
+            rounds, lambda: p99_ms(on.address, message, half),
+            lambda: p99_ms(off.address, message, half),
         )  # fmt: skip
     sampled = after.sampled - before.sampled
     compared = after.compared - before.compared
@@ -211,7 +211,7 @@ def _settled(running: Running) -> Coverage:
     return last
 
 
-def _p99_ms(address: str, message: Any, rate: float) -> float:
+def p99_ms(address: str, message: Any, rate: float) -> float:
     """Of requests that are sent at an even rate, over four connections, for some seconds."""
     data = message.SerializeToString()
     with tempfile.TemporaryDirectory() as name:
@@ -244,7 +244,7 @@ def _kills(folder: Path, model: Path) -> Row:
     gateway_log = folder / "gateway.log"
     lived_s: list[float] = []
     with _process(["-c", _ALONE.format(part="gateway"), str(config)], gateway_log) as gateway:
-        _await_line(gateway, gateway_log, "ready: ")
+        await_line(gateway, gateway_log, "ready: ")
         threads = [
             threading.Thread(target=_client, args=(address, message, stop, done, index, failures))
             for index in range(_CLIENTS)
@@ -255,7 +255,7 @@ def _kills(folder: Path, model: Path) -> Row:
             log = folder / f"monitor-{number}.log"
             with _process(["-c", _ALONE.format(part="monitor"), str(config)], log) as monitor:
                 began = time.monotonic()
-                _await_line(monitor, log, "ready: ")
+                await_line(monitor, log, "ready: ")
                 _take_part(gateway_log, number + 1)
                 threading.Event().wait(0.3)
                 os.kill(monitor.pid, signal.SIGKILL)
