@@ -30,7 +30,8 @@ from sidecar.clock import Clock
 from sidecar.gateway.messages import InferRequest
 from sidecar.gateway.pages import SERVER_COUNTERS, Page
 from sidecar.gateway.sample import Sample
-from sidecar.monitor.channel import ACK, COUNTERS, EXCHANGE, HELLO, RATE, pack_exchange, peer_uid
+from sidecar.monitor.channel import peer_uid
+from sidecar.monitor.channel_frames import ACK, COUNTERS, EXCHANGE, HELLO, RATE, pack_exchange
 from sidecar.monitor.exchange import Bytes, Exchange
 from sidecar.monitor.places import address_of
 

@@ -15,7 +15,15 @@ import pytest
 from sidecar import frames
 from sidecar.config import parse
 from sidecar.monitor import channel, places
-from sidecar.monitor.channel import ACK, COUNTERS, EXCHANGE, HELLO, RATE, ChannelError
+from sidecar.monitor.channel import ChannelError
+from sidecar.monitor.channel_frames import (
+    ACK,
+    COUNTERS,
+    EXCHANGE,
+    HELLO,
+    RATE,
+    pack_exchange,
+)
 from sidecar.monitor.exchange import Exchange
 from tests.monitor.listening import MAX_EXCHANGE_BYTES, Listening, exchange, until
 
@@ -39,7 +47,7 @@ class Peer:
             frames.send(self.socket, HELLO, {"worker": worker, "pid": 100 + worker})
 
     def hand(self, one: Exchange, *response: bytes) -> None:
-        frames.send(self.socket, EXCHANGE, *channel.pack_exchange(one, response or None))
+        frames.send(self.socket, EXCHANGE, *pack_exchange(one, response or None))
 
     def hear(self, kind: int) -> dict[str, Any]:
         """The next frame of a kind."""
@@ -142,8 +150,8 @@ def hello_with(**fields: Any) -> tuple[Any, ...]:
         [hello_with(), (EXCHANGE, {}, (b"x",))],
         [hello_with(), (EXCHANGE, {"e": [1] * 13}, (b"x",))],
         [hello_with(), (EXCHANGE, {"e": list(range(12))}, (b"x",))],
-        [hello_with(), (EXCHANGE, channel.pack_exchange(exchange(), None)[0], ())],
-        [hello_with(), (EXCHANGE, *channel.pack_exchange(exchange(bytes(6 * 2**20)), None))],
+        [hello_with(), (EXCHANGE, pack_exchange(exchange(), None)[0], ())],
+        [hello_with(), (EXCHANGE, *pack_exchange(exchange(bytes(6 * 2**20)), None))],
     ],
 )
 def test_garbage_ends_its_connection_only(listening: Listening, sent: list[Any]) -> None:
