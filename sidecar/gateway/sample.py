@@ -107,3 +107,10 @@ def owned(part: Bytes) -> Bytes:
         if isinstance(owner, np.ndarray) and owner.nbytes > 2 * part.nbytes:
             return bytes(part)
     return part
+
+
+def uses_regions(request: InferRequest) -> bool:
+    """Whether tensors of it lie in shared memory, or are to."""
+    return any(tensor.region is not None for tensor in request.inputs) or any(
+        output.region is not None for output in request.outputs
+    )

@@ -113,6 +113,7 @@ def unpack_spans(fields: dict[str, Any]) -> list[SpanRecord]:
 def _is_record(values: Any) -> bool:
     if not isinstance(values, list) or len(values) != len(_RECORD):
         return False
+    value: Any
     for value, (kind, limit) in zip(values, _RECORD, strict=True):
         if type(value) is not kind or (limit and not 0 <= value < limit):
             return False
