@@ -85,7 +85,7 @@ def unpack_exchange(fields: dict[str, Any], parts: list[Bytes], worker: int) -> 
 # --- spans ----------------------------------------------------------------------------------------
 
 #: In the order of ``SpanRecord``: the type, and for numbers what they are less than.
-_RECORD: tuple[tuple[type, int], ...] = (
+_RECORD: tuple[tuple[Any, int], ...] = (
     (str, 0), (str, 0), (int, _UINT64), (int, _UINT64), (str, 0), (str, 0), (str, 0), (str, 0),
     (str, 0), (str, 0), (int, _INT64), (int, _INT64), (int, _INT64), (int, _INT64), (int, _INT64),
     (int, _INT64), (int, _INT32), (bool, 2), (bool, 2), (str, 0), (int, _INT64), (int, _INT64),
@@ -113,7 +113,6 @@ def unpack_spans(fields: dict[str, Any]) -> list[SpanRecord]:
 def _is_record(values: Any) -> bool:
     if not isinstance(values, list) or len(values) != len(_RECORD):
         return False
-    value: Any
     for value, (kind, limit) in zip(values, _RECORD, strict=True):
         if type(value) is not kind or (limit and not 0 <= value < limit):
             return False
