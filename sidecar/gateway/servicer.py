@@ -122,20 +122,16 @@ class InferServicer:
 def identity(gateway: Gateway, metadata: Metadata) -> tuple[str, str, str]:
     """A call's identity (the client's, or one we make), ``traceparent`` and ``tracestate``.
 
-    Two ``traceparent`` contradict each other, and are none; several ``tracestate`` are one list.
+    Several ``tracestate`` are one list; of several ``traceparent`` gRPC itself keeps one.
     """
     request_id = traceparent = tracestate = ""
-    parents = 0
     for key, value in metadata:
         if key == "x-request-id" and _REQUEST_ID.fullmatch(str(value)):
             request_id = str(value)
         elif key == "traceparent":
-            parents += 1
             traceparent = str(value)[:_TRACEPARENT_MAX]
         elif key == "tracestate":
             tracestate = f"{tracestate},{value!s}" if tracestate else str(value)
-    if parents > 1:
-        traceparent = ""
     return request_id or gateway.request_ids.make(), traceparent, tracestate
 
 

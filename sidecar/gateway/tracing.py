@@ -132,7 +132,7 @@ class Tracing:
         """Whose trace a request belongs to, and whether it is recorded.
 
         Args:
-            traceparent: the header as received, ``""`` where there was none, or more than one.
+            traceparent: the header as received, ``""`` where there was none.
             tracestate: the same; several are joined with a comma.
         """
         if not traceparent:
