@@ -184,6 +184,29 @@ class SidecarConfig(Settings):
             return self.monitor.enabled
         return any(model.is_watched for model in self.models)
 
+    @property
+    def tracing(self) -> dict[str, Any]:
+        """What the gateway hands the monitor for telemetry, as plain values.
+
+        ``on``: whether requests are traced; ``ratio``: of the traces that begin here, the share
+        that is recorded; ``parent``: whether a caller's decision stands; ``logs``: log records.
+        """
+        telemetry = self.telemetry
+        traces, logs = (
+            exporter not in (None, "none", "prometheus")
+            for exporter in (
+                telemetry.traces.exporter or telemetry.exporter,
+                telemetry.logs.exporter or telemetry.exporter,
+            )
+        )
+        ratio, believed = telemetry.traces.sample_ratio, telemetry.traces.trust_callers
+        return {
+            "on": traces,
+            "ratio": 1.0 if ratio is None else ratio,
+            "parent": believed is not False,
+            "logs": logs,
+        }
+
 
 # --- loading ------------------------------------------------------------------------------------
 
