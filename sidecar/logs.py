@@ -1,7 +1,7 @@
 """Logging: to standard error, for people or as JSON lines, with the trace a record belongs to.
 
-A record says whose it is by ``extra={TRACE: context}``; of one that does not, ``CURRENT`` does, for
-whoever works on a request. JSON is python-json-logger's: structlog, the usual choice, imports
+A record says whose it is by ``extra={TRACE: context}``; of one that does not, whoever the process
+has named by ``follow`` does. JSON is python-json-logger's: structlog, the usual choice, imports
 asyncio and rich (73 to 118 ms of processor time beside what a worker has loaded, against 3 to 6).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextvars import ContextVar
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 #: The name in ``extra`` (``exporters.telemetry.loghandler`` has the same).
 TRACE = "trace"
-#: The trace of the request that this thread works on.
-CURRENT: ContextVar[TraceContext | None] = ContextVar("trace", default=None)
 
 #: Those of a JSON line that are ours, whatever a record brings along.
 _FIELDS = ("time", "level", "logger", "message", "process", "trace_id", "span_id", "exception")
@@ -35,10 +33,26 @@ _COLORS = (
 )
 
 
+class _Followed:
+    """Who knows what this thread works on."""
+
+    current: Callable[[], TraceContext | None] = staticmethod(lambda: None)
+
+
+def follow(current: Callable[[], TraceContext | None]) -> None:
+    """Ask ``current``, from now on, for the trace of the request that a thread works on."""
+    _Followed.current = staticmethod(current)
+
+
+def current() -> TraceContext | None:
+    """The trace of the request that this thread works on, as far as that is known."""
+    return _Followed.current()
+
+
 def trace_of(record: logging.LogRecord) -> TraceContext | None:
     """The trace that a record belongs to."""
     said: TraceContext | None = getattr(record, TRACE, None)
-    return said if said is not None else CURRENT.get()
+    return said if said is not None else current()
 
 
 class TextFormatter(logging.Formatter):

@@ -81,12 +81,12 @@ def test_a_record_has_the_trace_that_it_names_or_else_the_current_one(logger):
         log.info("named", extra={"trace": CONTEXT})
         log.info("current")
 
-    token = logs.CURRENT.set(OTHER)
+    logs.follow(lambda: OTHER)
     try:
         lines = [json.loads(line) for line in logger(JSON(), say).splitlines()]
         text = logger(TEXT(), say).splitlines()
     finally:
-        logs.CURRENT.reset(token)
+        logs.follow(lambda: None)
     assert [line["trace_id"] for line in lines] == [
         "4bf92f3577b34da6a3ce929d0e0e4736", f"{7:032x}",
     ]  # fmt: skip

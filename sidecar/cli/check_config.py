@@ -181,7 +181,7 @@ def _summary(path: Path, config: SidecarConfig) -> Tree:
     if config.monitored and (told := telemetry(config).lines()):
         branch = root.add("[bold]telemetry")
         for line in told:
-            branch.add(escape(line))
+            branch.add(escape(line.removeprefix("telemetry: ")))
         if config.tracing["on"]:
             branch.add(escape(_sampled(config.tracing)))
     remarks = notes(config)

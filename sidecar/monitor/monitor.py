@@ -240,6 +240,7 @@ class Monitor:
         self.telling.close()
         if self._server is not None:
             self._server.stop(_GRACE_S)
+        logger.info("the monitor has ended")
 
     @property
     def child_pid(self) -> int:

@@ -117,7 +117,7 @@ class Telling:
                 if self._told.exports(Signal.LOGS):
                     # What is written is told: the loggers' own levels decide.
                     self._handler = LogHandler(
-                        telemetry.log, level=logging.DEBUG, current=logs.CURRENT.get
+                        telemetry.log, level=logging.DEBUG, current=logs.current
                     )
                     logging.getLogger().addHandler(self._handler)
                 return

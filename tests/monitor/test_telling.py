@@ -108,9 +108,9 @@ def test_the_monitors_own_records_are_told_with_their_trace(tell):
         telling = tell(logs={"exporter": "otlp-http", "endpoint": f"{backend.endpoint}/v1/logs"})
         logger = logging.getLogger("sidecar.somewhere")
         logger.error("named", extra={"trace": context})
-        token = logs.CURRENT.set(context)
+        logs.follow(lambda: context)
         logger.error("current")
-        logs.CURRENT.reset(token)
+        logs.follow(lambda: None)
         telling.close(PATIENCE_S)
         logger.error("after the end")
         found = {one.body.string_value: one.trace_id.hex() for one in backend.records}
