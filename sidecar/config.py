@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, model_validator
 
@@ -20,6 +20,9 @@ from sidecar.config_runtime import Address, AnyPath, ExistingPath, Settings
 from sidecar.config_secret import Secret
 from sidecar.config_telemetry import TelemetryConfig
 from sidecar.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from sidecar.telemetry_settings import Resolved
 
 
 class ServerTlsConfig(Settings):
@@ -135,6 +138,11 @@ class LogConfig(Settings):
     )
     format: Literal["text", "json"] = Field("text", description="For people, or one object a line.")
 
+    @property
+    def color(self) -> bool:
+        """Whether a terminal may be given colours (https://no-color.org)."""
+        return not environment("NO_COLOR") and environment("TERM") not in {None, "", "dumb"}
+
 
 class TraceConfig(Settings):
     """Timing records; the client's TraceSetting calls change level and rate, never the file."""
@@ -179,33 +187,45 @@ class SidecarConfig(Settings):
 
     @property
     def monitored(self) -> bool:
-        """Whether a monitor stands beside the gateway: as configured, or as the roles need it."""
+        """Whether a monitor stands beside the gateway: as configured, or as the roles need it, or
+        because something is to be told."""
         if self.monitor.enabled is not None:
             return self.monitor.enabled
-        return any(model.is_watched for model in self.models)
+        return any(model.is_watched for model in self.models) or self._tells()
 
     @property
     def tracing(self) -> dict[str, Any]:
-        """What the gateway hands the monitor for telemetry, as plain values.
+        """What the gateway has to know of telemetry, as plain values.
 
-        ``on``: whether requests are traced; ``ratio``: of the traces that begin here, the share
-        that is recorded; ``parent``: whether a caller's decision stands; ``logs``: log records.
+        ``on``: spans go anywhere; ``ratio`` and ``parent`` are the sampler's; ``logs``: log records
+        go anywhere.
         """
-        telemetry = self.telemetry
-        traces, logs = (
-            exporter not in (None, "none", "prometheus")
-            for exporter in (
-                telemetry.traces.exporter or telemetry.exporter,
-                telemetry.logs.exporter or telemetry.exporter,
-            )
-        )
-        ratio, believed = telemetry.traces.sample_ratio, telemetry.traces.trust_callers
+        if not self.monitored or not self._tells():
+            return {"on": False, "ratio": 0.0, "parent": False, "logs": False}
+        from exporters.telemetry.settings import Signal
+
+        told = telemetry(self)
         return {
-            "on": traces,
-            "ratio": 1.0 if ratio is None else ratio,
-            "parent": believed is not False,
-            "logs": logs,
+            "on": told.exports(Signal.TRACES),
+            "ratio": told.sampler.ratio,
+            "parent": told.sampler.parent,
+            "logs": told.exports(Signal.LOGS),
         }
+
+    @property
+    def untold(self) -> str:
+        """A sentence where telemetry is asked for and nobody is there to tell it; else empty."""
+        if self.monitored or not self._tells():
+            return ""
+        return (
+            "nothing is told through OpenTelemetry: the monitor tells it, and monitor.enabled is "
+            "false"
+        )
+
+    def _tells(self) -> bool:
+        # First without an import: most have neither.
+        said = self.telemetry != TelemetryConfig() or any(n.startswith("OTEL_") for n in os.environ)
+        return said and telemetry(self).tells
 
 
 # --- loading ------------------------------------------------------------------------------------
@@ -288,7 +308,15 @@ def environment(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def telemetry(config: SidecarConfig) -> Resolved:
+    """What is told, and where to: as configured, and as the ``OTEL_*`` variables say otherwise."""
+    from sidecar.telemetry_settings import resolve
+
+    return resolve(config.telemetry, os.environ)
+
+
 __all__ = [
     "AdminConfig", "GatewayConfig", "ModelConfig", "Role", "SidecarConfig", "ValidationInfo",
     "VariantConfig", "environment", "json_schema", "load", "load_with_tree", "parse",
+    "telemetry",
 ]  # fmt: skip

@@ -35,6 +35,7 @@ def relations(tree: dict[str, Any], *, roles: Any, addresses: dict[str, str]) ->
             message = "is true, but gateway.cache.max_bytes is 0"
             problems.append(Problem(f"models[{index}].cache", message))
     problems += _check_addresses(tree, addresses)
+    problems += _check_client_pair(_at(tree, "telemetry"))
     return problems
 
 
@@ -123,19 +124,33 @@ def _check_addresses(tree: dict[str, Any], defaults: dict[str, str]) -> list[Pro
         if address.startswith("unix:") and isinstance(workers, int) and workers > 1:
             message = "a unix socket has one owner: with gateway.workers above 1, write host:port"
             problems.append(Problem(path, message))
-    monitor = _at(tree, "monitor", "grpc")
-    if isinstance(monitor, str) and not monitor.endswith(":0"):
-        problems += [
-            Problem("monitor.grpc", f"{monitor} is also {path}")
-            for path, address in listeners.items()
-            if _overlap(monitor, address)
-        ]
+    taken = dict(listeners)
+    for keys in (("monitor", "grpc"), ("telemetry", "prometheus")):
+        own, path = _at(tree, *keys), ".".join(keys)
+        if isinstance(own, str) and not own.endswith(":0"):
+            problems += [
+                Problem(path, f"{own} is also {other_path}")
+                for other_path, other in taken.items()
+                if _overlap(own, other)
+            ]
+            taken[path] = own
     return problems + [
         Problem(path, f"{address} is {listener}: it would call itself")
         for path, address in _remotes(tree)
         for listener, own in listeners.items()
         if address == own
     ]
+
+
+def _check_client_pair(telemetry: Any) -> list[Problem]:
+    given = {
+        name for name in ("client_certificate", "client_key") if _at(telemetry, name) is not None
+    }
+    if len(given) != 1:
+        return []
+    (missing,) = {"client_certificate", "client_key"} - given
+    (there,) = given
+    return [Problem(f"telemetry.{missing}", f"is required, since {there} is given")]
 
 
 def _listener(tree: dict[str, Any], name: str, defaults: dict[str, str]) -> Any:

@@ -56,6 +56,7 @@ _BOUNDS = {
 _PATTERNS = {
     r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "must begin with a letter or digit and hold only letters, "
     "digits, '.', '_', '-'",
+    r"^[A-Za-z0-9_.-]+$": "is no header's name: letters, digits, '.', '_', '-' only",
     r"^(cpu|cuda(:\d+)?)$": "is no device; write cpu, cuda, or cuda:0",
 }
 _SENTENCES: dict[str, Callable[[dict[str, Any], str], str]] = {

@@ -28,6 +28,9 @@ def _host_and_port(value: str) -> str:
 
 
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
+#: What gRPC allows, and HTTP as well.
+HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+AttributeName = Annotated[str, Field(min_length=1, max_length=255)]
 
 
 class SignalConfig(Settings):
@@ -36,7 +39,9 @@ class SignalConfig(Settings):
     endpoint: Endpoint | None = Field(
         None, description="For otlp-http the full URL, path included."
     )
-    headers: dict[str, Secret] | None = Field(None, description="Instead of the shared ones.")
+    headers: dict[HeaderName, Secret] | None = Field(
+        None, description="Instead of the shared ones."
+    )
     timeout_s: float | None = Field(
         None, ge=0.01, le=3600, description="Instead of the shared one."
     )
@@ -76,7 +81,8 @@ class LogsConfig(SignalConfig):
 class TelemetryConfig(Settings):
     """What is told through OpenTelemetry, and where to.
 
-    Standard OTEL_* variables fill in what is not set here. With neither, nothing is told.
+    Standard OTEL_* variables fill in what is not set here. With neither, nothing is told. An
+    endpoint without an exporter means otlp-grpc on port 4317, and otlp-http otherwise.
     """
 
     exporter: ExporterName | None = Field(
@@ -86,7 +92,7 @@ class TelemetryConfig(Settings):
     endpoint: Endpoint | None = Field(
         None, description="`http://host:4317` (otlp-grpc), `http://host:4318` (otlp-http)."
     )
-    headers: dict[str, Secret] | None = Field(
+    headers: dict[HeaderName, Secret] | None = Field(
         None, description="Sent with each export: credentials, tenants."
     )
     timeout_s: float | None = Field(
@@ -98,7 +104,7 @@ class TelemetryConfig(Settings):
     )
     client_certificate: ExistingPath | None = Field(None, description="PEM, for mutual TLS.")
     client_key: ExistingPath | None = Field(None, description="PEM, for mutual TLS.")
-    resource: dict[str, str] = Field(
+    resource: dict[AttributeName, str] = Field(
         default_factory=dict,
         description="Attributes of everything that is told (`service.name`, …).",
     )

@@ -7,7 +7,7 @@ Messages, on a channel as the workers have::
 
     supervisor → monitor   the workers' pages, as descriptors
                            boot {tree, source, base_dir, addresses, again, serve_started_ns}
-    monitor → supervisor   ready {addresses, copies} · failed {message}
+    monitor → supervisor   ready {addresses, copies, telemetry} · failed {message}
 """
 
 from __future__ import annotations
@@ -156,6 +156,8 @@ class SupervisedMonitor:
                 self._child.set_ready()
                 self._boot["addresses"] = message["addresses"]
                 self._say(f"monitor (gRPC): {message['addresses']['grpc']}, pid {self.pid}")
+                for line in message.get("telemetry", ()):
+                    self._say(str(line))
             case "failed":
                 self._reason = str(message["message"])
 

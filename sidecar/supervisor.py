@@ -277,6 +277,8 @@ class Supervisor:
 
             exchanges = socket_path(self._config, self._source.parent.resolve())
         announce(addresses, copies, workers=len(self._workers), pids=pids, exchanges=exchanges)
+        if self._config.untold:
+            _say(self._config.untold)
 
     def _reap(self) -> None:
         for worker in self._workers:

@@ -58,11 +58,7 @@ def check_same(typed: Any, plain: Any) -> int:
     if isinstance(typed, BaseModel):
         kind = type(typed)
         names = set(kind.model_fields)
-        names |= {
-            n
-            for n in ("key", "monitored", "is_watched", "tracing")
-            if isinstance(vars(kind).get(n), property)
-        }
+        names |= {name for name, value in vars(kind).items() if isinstance(value, property)}
         assert set(vars(plain)) == names, kind
         return sum(check_same(getattr(typed, name), getattr(plain, name)) for name in names)
     if isinstance(typed, SecretStr):

@@ -13,7 +13,16 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from exporters.telemetry.context import Sampler
-from exporters.telemetry.settings import Bounds, Exporter, Found, Override, Signal
+from exporters.telemetry.settings import (
+    LEAST_S,
+    Bounds,
+    Exporter,
+    Found,
+    Override,
+    Signal,
+    check_endpoint,
+    host_and_port,
+)
 
 _OTLP = "OTEL_EXPORTER_OTLP_"
 _T = TypeVar("_T")
@@ -33,7 +42,7 @@ def from_environment(environ: Mapping[str, str]) -> Found:
     """What the variables say, as keyword arguments of ``Settings``."""
     reader = _Reader(environ)
     if reader.text("OTEL_SDK_DISABLED").lower() == "true":
-        return Found({"exporter": Exporter.NONE, "overrides": {}})
+        return Found({"exporter": Exporter.NONE, "overrides": {}}, disabled=True)
     values: dict[str, Any] = {}
     values.update(_shared(reader))
     overrides = {signal: own for signal in Signal if (own := _override(reader, signal))}
@@ -42,14 +51,13 @@ def from_environment(environ: Mapping[str, str]) -> Found:
     if resource := _resource(reader):
         values["resource"] = resource
     if interval := reader.seconds("OTEL_METRIC_EXPORT_INTERVAL"):
-        values["interval_s"] = interval
+        values["interval_s"] = max(interval, LEAST_S)
     for name, prefix in (("spans", "OTEL_BSP_"), ("logs", "OTEL_BLRP_")):
         if bounds := _bounds(reader, prefix):
             values[name] = bounds
-    host, port = (reader.text(f"OTEL_EXPORTER_PROMETHEUS_{part}") for part in ("HOST", "PORT"))
-    if host or port:
-        values["prometheus"] = f"{host or 'localhost'}:{port or 9464}"
-    return Found(values, tuple(reader.notes))
+    if address := _prometheus(reader):
+        values["prometheus"] = address
+    return Found(values, tuple(dict.fromkeys(reader.notes)))
 
 
 def sampler_of(environ: Mapping[str, str]) -> tuple[Sampler | None, tuple[str, ...]]:
@@ -96,18 +104,28 @@ class _Reader:
 
     def timeout(self, name: str) -> float | None:
         value = self.seconds(name)
-        if value is not None and value * 1000 < _SUSPICIOUS_MS:
+        if value is None:
+            return None
+        if value * 1000 < _SUSPICIOUS_MS:
             self.notes.append(f"{name}={self.text(name)} is taken as milliseconds")
-        return value
+        return max(value, LEAST_S)
+
+    def endpoint(self, prefix: str) -> str:
+        """With its scheme; empty where none is said, or what is said cannot be one."""
+
+        def make(text: str) -> str:
+            return check_endpoint(_with_scheme(self, prefix, text))
+
+        return self.convert(f"{_OTLP}{prefix}ENDPOINT", make) or ""
 
 
 def _shared(reader: _Reader) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    endpoint = reader.text(_OTLP + "ENDPOINT")
+    endpoint = reader.endpoint("")
     if endpoint:
         # An endpoint is named by who wants it used; without it nothing is exported unasked.
         values["exporter"] = _protocol(reader, "", endpoint)
-        values["endpoint"] = _with_scheme(reader, "", endpoint)
+        values["endpoint"] = endpoint
     if (headers := reader.convert(_OTLP + "HEADERS", parse_headers)) is not None:
         values["headers"] = headers
     if (timeout := reader.timeout(_OTLP + "TIMEOUT")) is not None:
@@ -126,10 +144,10 @@ def _shared(reader: _Reader) -> dict[str, Any]:
 
 def _override(reader: _Reader, signal: Signal) -> Override | None:
     prefix = f"{signal.upper()}_"
-    endpoint = reader.text(f"{_OTLP}{prefix}ENDPOINT")
+    endpoint = reader.endpoint(prefix)
     own = Override(
         _exporter(reader, signal, endpoint),
-        _with_scheme(reader, prefix, endpoint) if endpoint else "",
+        endpoint,
         reader.convert(f"{_OTLP}{prefix}HEADERS", parse_headers),
         reader.timeout(f"{_OTLP}{prefix}TIMEOUT"),
         reader.convert(f"{_OTLP}{prefix}COMPRESSION", _compression),
@@ -140,7 +158,7 @@ def _override(reader: _Reader, signal: Signal) -> Override | None:
 def _exporter(reader: _Reader, signal: Signal, endpoint: str) -> Exporter | None:
     """What ``OTEL_TRACES_EXPORTER`` and its like name, or the signal's own endpoint implies."""
     name = f"OTEL_{signal.upper()}_EXPORTER"
-    shared = reader.text(_OTLP + "ENDPOINT")
+    shared = reader.endpoint("")
     said = [one.strip() for one in reader.text(name).lower().split(",") if one.strip()]
     known = {"console": Exporter.CONSOLE, "none": Exporter.NONE}
     if signal is Signal.METRICS:
@@ -156,9 +174,26 @@ def _exporter(reader: _Reader, signal: Signal, endpoint: str) -> Exporter | None
     return None
 
 
+def _prometheus(reader: _Reader) -> str:
+    host, port = (reader.text(f"OTEL_EXPORTER_PROMETHEUS_{part}") for part in ("HOST", "PORT"))
+    if not host and not port:
+        return ""
+    address = f"{host or 'localhost'}:{port or 9464}"
+    try:
+        host_and_port(address)
+    except ValueError as error:
+        reader.note("OTEL_EXPORTER_PROMETHEUS_PORT", port, str(error))
+        return ""
+    return address
+
+
+def implied(endpoint: str) -> Exporter:
+    """gRPC for the port that is gRPC's, else HTTP (the specification's default)."""
+    return Exporter.OTLP_GRPC if endpoint.rstrip("/").endswith(":4317") else Exporter.OTLP_HTTP
+
+
 def _protocol(reader: _Reader, prefix: str, endpoint: str) -> Exporter:
-    """gRPC or HTTP: what is said, else gRPC for the port that is gRPC's, else HTTP (the
-    specification's default)."""
+    """gRPC or HTTP: what is said, else what the endpoint implies."""
     for name in (f"{_OTLP}{prefix}PROTOCOL", f"{_OTLP}PROTOCOL"):
         said = reader.text(name).lower()
         if said == "grpc":
@@ -167,7 +202,7 @@ def _protocol(reader: _Reader, prefix: str, endpoint: str) -> Exporter:
             return Exporter.OTLP_HTTP
         if said:
             reader.note(name, said, "known are grpc, http/protobuf")
-    return Exporter.OTLP_GRPC if endpoint.rstrip("/").endswith(":4317") else Exporter.OTLP_HTTP
+    return implied(endpoint)
 
 
 def _with_scheme(reader: _Reader, prefix: str, endpoint: str) -> str:

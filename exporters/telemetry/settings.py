@@ -16,6 +16,9 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
+#: The shortest time-out of an attempt, and interval between exports.
+LEAST_S = 0.01
+
 
 class Exporter(StrEnum):
     """Where a signal goes."""
@@ -127,7 +130,7 @@ class Settings:
     overrides: Mapping[Signal, Override] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _at_least(0.01, timeout_s=self.timeout_s, interval_s=self.interval_s)
+        _at_least(LEAST_S, timeout_s=self.timeout_s, interval_s=self.interval_s)
         _at_least(0.0, retry_s=self.retry_s)
         _at_least(1, points_max=self.points_max)
         host_and_port(self.prometheus)
@@ -197,7 +200,9 @@ class Found:
         values: keyword arguments of ``Settings``, only what was said.
         notes: what could not be taken, each in a sentence. The specification wants a warning and
             no failure for a variable that cannot be understood.
+        disabled: ``OTEL_SDK_DISABLED``: nothing is to be told, whatever else is said.
     """
 
     values: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    disabled: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ def notes(config: SidecarConfig) -> list[str]:
     if is_guarded and gateway.grpc.tls is None and not _is_local(gateway.grpc.address):
         found.append("the admin token travels unencrypted: gateway.grpc.tls is not set")
     found += _monitor_notes(config)
+    found += _telemetry_notes(config)
     if gateway.shared_memory.enabled and gateway.shared_memory.access == "map":
         found.append(
             "gateway.shared_memory.access is map: a client that truncates its region ends the "
@@ -95,6 +97,19 @@ def _monitor_notes(config: SidecarConfig) -> list[str]:
         text = f"{', '.join(on_gpu)} will not be mirrored, being on a GPU: choose "
         return [text + "monitor.mirror.device (cpu, or a GPU with memory to spare)"]
     return []
+
+
+def _telemetry_notes(config: SidecarConfig) -> list[str]:
+    from sidecar.config import telemetry
+
+    told = telemetry(config)
+    found = [config.untold] if config.untold else []
+    if config.monitored and told.tells and find_spec("opentelemetry") is None:
+        found.append(
+            "nothing can be told through OpenTelemetry as it is installed here: install "
+            "model-sidecar[otel]"
+        )
+    return [*found, *told.notes]
 
 
 def _model_notes(model: ModelConfig) -> list[str]:
@@ -135,6 +150,8 @@ def _summary(path: Path, config: SidecarConfig) -> Tree:
     from rich.markup import escape
     from rich.tree import Tree
 
+    from sidecar.config import telemetry
+
     root = Tree(f"[green]{escape(str(path))} is fine")
     models = root.add("[bold]models")
     for model in config.models:
@@ -161,12 +178,23 @@ def _summary(path: Path, config: SidecarConfig) -> Tree:
         mirror = config.monitor.mirror
         line = f"{mirror.sample_rate:.0%} of requests, at most {mirror.cpu_share:.0%} of the cores"
         root.add(f"[bold]monitor[/]  {escape(config.monitor.grpc)}  [dim]{line}")
+    if config.monitored and (told := telemetry(config).lines()):
+        branch = root.add("[bold]telemetry")
+        for line in told:
+            branch.add(escape(line.removeprefix("telemetry: ")))
+        if config.tracing["on"]:
+            branch.add(escape(_sampled(config.tracing)))
     remarks = notes(config)
     if remarks:
         branch = root.add("[bold yellow]notes")
         for note in remarks:
             branch.add(escape(note))
     return root
+
+
+def _sampled(tracing: dict[str, Any]) -> str:
+    first = "as the caller's sampled flag says, else " if tracing["parent"] else ""
+    return f"traces: {first}{tracing['ratio']:.3%} of them".replace(".000%", "%")
 
 
 def _model_line(model: ModelConfig) -> str:

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sidecar.cli.telemetry_screen import telemetry_text
 from sidecar.monitor.view import (
     CertificateView,
     ModelStatus,
@@ -86,6 +87,8 @@ def _header(status: MonitorStatus, now_wall_ns: int) -> RenderableType:
     if status.store.message:
         store.append(f"\n{status.store.message}", "yellow")
     grid.add_row("store", store)
+    if status.telemetry.state not in {"", "off"}:
+        grid.add_row("telemetry", telemetry_text(status.telemetry))
     return grid
 
 

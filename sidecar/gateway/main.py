@@ -248,6 +248,8 @@ def run(config_path: Path) -> NoReturn:
 
     exchanges = None if worker.gateway.tap is None else worker.gateway.tap.path
     announce(bound, worker.copies(), workers=1, pids=[os.getpid()], exchanges=exchanges)
+    if config.untold:
+        logger.warning(config.untold)
     worker.run()
     leave(0)
 

@@ -22,12 +22,30 @@ from sidecar.runtimes.base import Array
 from validators.comparators import metric_specs
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sidecar.cases.writer import CaseWriter
+    from sidecar.clock import Clock
+    from sidecar.config_monitor import CasesConfig
     from sidecar.monitor.compare import BatchResult
 
 logger = logging.getLogger("sidecar.monitor.casebook")
 
 Worse = Literal["higher", "lower"]
+
+
+def open_cases(folder: Path, settings: CasesConfig, clock: Clock) -> Casebook:
+    """The cases in ``folder``; where they cannot be kept, one that keeps none and says why."""
+    from sidecar.cases import CaseError, CaseWriter
+
+    try:
+        writer = CaseWriter(folder, settings, clock)
+    except CaseError as error:
+        logger.error("no cases are kept: %s", error)
+        return Casebook(None, f"no cases are kept: {error}")
+    if writer.message:
+        logger.error("%s: %s", folder, writer.message)
+    return Casebook(writer, writer.message)
 
 
 class Casebook:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sidecar.config import SidecarConfig
@@ -32,6 +33,30 @@ def copies_to_load(
             if wanted[variant.key]:
                 keep.add(key)
     return trees, refused, keep
+
+
+def loaded_copies(config: SidecarConfig, copies: Mapping[str, CopyInfo]) -> list[dict[str, Any]]:
+    """What the child has loaded, or could not, for people."""
+    variants = {
+        f"{model.name}:{variant.key}": (model.name, variant)
+        for model in config.models
+        for variant in model.variants
+    }
+    rows = []
+    for key, info in copies.items():
+        model, variant = variants[key]
+        rows.append(
+            {
+                "model": model,
+                "variant": variant.key,
+                "kind": variant.runtime.kind,
+                "roles": list(variant.roles),
+                "device": info.device,
+                "memory_bytes": info.memory_bytes,
+                "error": info.error,
+            }
+        )
+    return rows
 
 
 def _place(runtime: dict[str, Any], device: str | None) -> str:

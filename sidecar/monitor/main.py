@@ -105,8 +105,11 @@ def run(config_path: Path) -> int:
     """
     config = load(config_path)
     if not config.monitored:
-        message = "no variant is a reference, a mirror or a previous version, so there is nothing "
-        message += "to compare; give one such a role, or set monitor.enabled: true"
+        message = config.untold or (
+            "no variant is a reference, a mirror or a previous version, so there is nothing to "
+            "compare, and nothing is to be told through OpenTelemetry; give one such a role, set "
+            "telemetry, or set monitor.enabled: true"
+        )
         raise ConfigError(str(config_path), [Problem("monitor", message)])
     logs.configure(config.log)
     monitor = _make(config, config_path.parent.resolve(), str(config_path))
@@ -124,8 +127,9 @@ def run(config_path: Path) -> int:
     for row in monitor.copies():
         where = row["error"] or row["device"] or "its signature only"
         logger.info("copy of %s:%s: %s", row["model"], row["variant"], where)
-    text = f"monitor (gRPC): {bound['grpc']}\nsamples: {bound['socket']}\nready: pid {os.getpid()}"
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the output
+    lines = [f"monitor (gRPC): {bound['grpc']}", f"samples: {bound['socket']}"]
+    lines += [*monitor.telling.lines(), f"ready: pid {os.getpid()}"]
+    print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201 - this is the output
     monitor.run()
     return 0
 
@@ -166,7 +170,10 @@ def run_supervised(control_fd: int) -> int:
             monitor.close()
         return code
     _be_nice(config, monitor.child_pid)
-    ready = {"type": "ready", "addresses": bound, "copies": monitor.copies()}
+    ready = {
+        "type": "ready", "addresses": bound, "copies": monitor.copies(),
+        "telemetry": monitor.telling.lines(),
+    }  # fmt: skip
     with contextlib.suppress(OSError):  # it is gone, which the thread that watches it sees
         connection.send(ready)
     monitor.run()

@@ -95,6 +95,11 @@ class MirrorProcess:
 
     # --- for the monitor ----------------------------------------------------------------------
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to load: a monitor may only have to tell."""
+        return bool(self._variants)
+
     def start(self) -> None:
         """Load the copies; wait until they are there. What cannot be loaded is in ``copies``.
 
@@ -287,9 +292,9 @@ class MirrorProcess:
     def _take(self, work: _Work, left: list[int], numbers: list[list[int]], frame: Frame) -> None:
         outputs = iter(unpack_many(frame.fields["outputs"], frame.parts))
         for index, open_runs, rows in zip(left, numbers, frame.fields["runs"], strict=True):
-            for number, (failure, error, took_ns) in zip(open_runs, rows, strict=True):
+            for number, (failure, error, *times_ns) in zip(open_runs, rows, strict=True):
                 arrays = None if failure else next(outputs)
-                work.known[index][number] = Answer(arrays, failure, error, took_ns)
+                work.known[index][number] = Answer(arrays, failure, error, *times_ns)
                 self.suspensions.forgive(work.jobs[index].runs[number].variant)
             self._settle(work, index)
 
@@ -315,7 +320,7 @@ class MirrorProcess:
         if why == "timeout":
             text = f"no answer within {self._timeout_ns / 1e9:g} s"
             work.known[index][number] = Answer(
-                None, "timeout", text, self._clock.monotonic_ns() - now[2]
+                None, "timeout", text, self._clock.monotonic_ns() - now[2], now[2]
             )
             self._settle(work, index)
             self._end("restarting", "timeouts", f"{variant}: {text}")
@@ -325,7 +330,7 @@ class MirrorProcess:
             if self._child.was_killed():  # for want of memory, or by somebody: not by what it ran
                 work.outcomes[index] = Outcome(set_aside=text, culprit=variant)
             else:
-                work.known[index][number] = Answer(None, "crash", text)
+                work.known[index][number] = Answer(None, "crash", text, started_ns=now[2])
                 work.crashed[index] = text, variant
                 self._settle(work, index)
             self._end("restarting", "crashes", f"{variant} ended it ({how})")

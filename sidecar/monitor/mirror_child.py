@@ -89,7 +89,7 @@ class Child:
                 answer = self._run(job, number, Run(variant, composition), inputs)
                 if answer.outputs is not None:
                     outputs.append(answer.outputs)
-                rows.append([answer.failure, answer.error, answer.compute_ns])
+                rows.append([answer.failure, answer.error, answer.compute_ns, answer.started_ns])
             runs.append(rows)
         described, parts = pack_many(outputs)
         send(self._channel, protocol.RESULTS, {"outputs": described, "runs": runs}, parts)
@@ -110,12 +110,12 @@ class Child:
         except BaseException as error:  # noqa: BLE001
             text = str(error) if isinstance(error, SidecarError) else _described(error)
             took = monotonic_ns() - start
-            return Answer(None, "error", text[:_ERROR_CHARACTERS_MAX], took)
+            return Answer(None, "error", text[:_ERROR_CHARACTERS_MAX], took, start)
         finally:
             self._page.end()
         if run.composition is not None:
             outputs = _own_rows(outputs, own, run.composition, inputs)
-        return Answer(outputs, compute_ns=took)
+        return Answer(outputs, compute_ns=took, started_ns=start)
 
 
 def _described(error: BaseException) -> str:

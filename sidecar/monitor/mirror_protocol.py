@@ -89,12 +89,14 @@ class Answer:
             suspended): nothing is known of it.
         error: what was wrong, for people.
         compute_ns: monotonic time around the runtime's ``infer`` alone.
+        started_ns: monotonic, when it began; 0: it never did, or nobody knows.
     """
 
     outputs: dict[str, Array] | None = None
     failure: str = ""
     error: str = ""
     compute_ns: int = 0
+    started_ns: int = 0
 
 
 @dataclass(slots=True)

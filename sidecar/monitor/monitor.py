@@ -16,13 +16,13 @@ from typing import Any
 
 from sidecar import __version__
 from sidecar.clock import Clock
-from sidecar.config import SidecarConfig
+from sidecar.config import SidecarConfig, telemetry
 from sidecar.gateway.pages import Page
 from sidecar.monitor import places
 from sidecar.monitor.budget import TICK_S, AdaptiveRate, Budget, own_cpu_s
-from sidecar.monitor.casebook import Casebook
+from sidecar.monitor.casebook import open_cases
 from sidecar.monitor.channel import ExchangeListener
-from sidecar.monitor.copies import copies_to_load
+from sidecar.monitor.copies import copies_to_load, loaded_copies
 from sidecar.monitor.events import EventLog
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchange import Exchange
@@ -34,11 +34,13 @@ from sidecar.monitor.ledger import Ledger, by_reason
 from sidecar.monitor.measured_evidence import MeasuredEvidence
 from sidecar.monitor.measures import Measures
 from sidecar.monitor.mirror import MirrorProcess, Stopped
+from sidecar.monitor.mirror_spans import MirrorSpans, roles_of
 from sidecar.monitor.plan import ModelPlan, make_plan
 from sidecar.monitor.policies import Precisions
 from sidecar.monitor.rows import EvidenceRow
 from sidecar.monitor.service import MonitorServer
 from sidecar.monitor.status import StatusBoard
+from sidecar.monitor.telling import Telling
 from sidecar.monitor.view import (
     CaseView,
     CertificateView,
@@ -54,7 +56,8 @@ from validators.verdict import Verdict
 
 logger = logging.getLogger("sidecar.monitor")
 
-#: Asked to end, it finishes what runs for so long; the supervisor gives it five seconds.
+#: Asked to end, it finishes what runs for twice so long at most, and tells what waits for another
+#: ``telling.END_WITHIN_S``; ``main.py`` ends it after eight seconds, the supervisor after ten.
 _FINISH_S = 2.0
 _GRACE_S = 0.2
 
@@ -104,16 +107,18 @@ class Monitor:
         self._mirror.copies.update(refused)
         self._budget = Budget(self._cpu_s, settings.mirror.cpu_share, clock)
         self._plans: dict[str, ModelPlan] = {}
-        self._casebook = self._open_cases()
+        self._casebook = open_cases(self._state_dir / "cases", settings.cases, clock)
+        self.measures = Measures(pages, config, serve_started_ns)
+        self.telling = Telling(telemetry(config), self.measures.exemplar, clock)
+        watch = MirrorSpans(self.telling.span, roles_of(config), clock)
         self._worker = Worker(
             self._ingest, self._mirror, self._evidence, self._plans, self._casebook, self._budget,
             noise_rate=settings.mirror.noise_rate, flush_s=settings.flush_s, clock=clock,
-            on_crash=self._on_crash,
+            on_crash=self._on_crash, watch=watch if self.telling.tells_spans else None,
         )  # fmt: skip
         self._judge = Judge(self._evidence, self._plans, self._events)
         self._board = StatusBoard(self._evidence, self._judge)
         self._ledger = Ledger(self._evidence)
-        self.measures = Measures(pages, config, serve_started_ns)
         self.measured_evidence = MeasuredEvidence(
             self._evidence, self._worker.tally, self._models, lambda: self._ingest.queue_bytes,
             self._started_ns,
@@ -122,19 +127,6 @@ class Monitor:
         self._listener: ExchangeListener | None = None
         self._server: MonitorServer | None = None
         self._thread = threading.Thread(target=self._worker.run, name="worker", daemon=True)
-
-    def _open_cases(self) -> Casebook:
-        from sidecar.cases import CaseError, CaseWriter
-
-        folder = self._state_dir / "cases"
-        try:
-            writer = CaseWriter(folder, self._config.monitor.cases, self._clock)
-        except CaseError as error:
-            logger.error("no cases are kept: %s", error)
-            return Casebook(None, f"no cases are kept: {error}")
-        if writer.message:
-            logger.error("%s: %s", folder, writer.message)
-        return Casebook(writer, writer.message)
 
     def _cpu_s(self) -> float:
         return own_cpu_s() + self._mirror.cpu_s()
@@ -159,6 +151,8 @@ class Monitor:
             daemon=True,
         )  # fmt: skip
         self._thread.start()
+        # Meanwhile: what has been counted is told before the copies are there.
+        self.telling.start([self.measures.points, self.measured_evidence.points])
         while not loaded.wait(0.1):
             if self.stop_requested.is_set():
                 raise Stopped
@@ -180,7 +174,8 @@ class Monitor:
 
     def _work(self, loaded: threading.Event, failed: list[Exception]) -> None:
         try:
-            self._mirror.start()
+            if self._mirror.is_needed:
+                self._mirror.start()
             precisions = Precisions()
             for model in self._config.models:
                 plan = make_plan(model, self._mirror.copies, precisions)
@@ -206,7 +201,8 @@ class Monitor:
         self.close()
 
     def tick(self) -> None:
-        """Once a second: certificates, and the sampling rate."""
+        """Once a second: certificates, telemetry that failed, and the sampling rate."""
+        self.telling.tick()
         with self._looking:
             self._judge.look()
         self._counts()
@@ -240,9 +236,11 @@ class Monitor:
         with self._looking:
             self._judge.look()
         self._counts()
-        self._keeper.close()
+        self._keeper.close()  # before what waits for others
+        self.telling.close()
         if self._server is not None:
             self._server.stop(_GRACE_S)
+        logger.info("the monitor has ended")
 
     @property
     def child_pid(self) -> int:
@@ -251,26 +249,7 @@ class Monitor:
 
     def copies(self) -> list[dict[str, Any]]:
         """What the mirror child has loaded, for people."""
-        roles = {
-            f"{model.name}:{variant.key}": (model.name, variant)
-            for model in self._config.models
-            for variant in model.variants
-        }
-        rows = []
-        for key, info in self._mirror.copies.items():
-            model, variant = roles[key]
-            rows.append(
-                {
-                    "model": model,
-                    "variant": variant.key,
-                    "kind": variant.runtime.kind,
-                    "roles": list(variant.roles),
-                    "device": info.device,
-                    "memory_bytes": info.memory_bytes,
-                    "error": info.error,
-                }
-            )
-        return rows
+        return loaded_copies(self._config, self._mirror.copies)
 
     def _on_crash(self, item: Item) -> None:
         model = item.exchange.model
@@ -300,6 +279,7 @@ class Monitor:
             pid=os.getpid(),
             version=__version__,
             config=self._source,
+            telemetry=self.telling.status(),
         )
 
     def _models(self) -> list[ModelStatus]:

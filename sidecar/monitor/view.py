@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from sidecar.monitor.rows import EvidenceRow
+from sidecar.monitor.telemetry_view import TelemetryStatus
 from validators.verdict import Verdict
 
 #: The most events that ``MonitorView.wait_events`` gives at once.
@@ -220,6 +221,7 @@ class MonitorStatus:
         incarnation: one life of the monitor's process.
         state: ``starting``, ``running``, ``stopping``.
         last_seq: of the latest verdict event; 0 before the first.
+        telemetry: whether what is to be told is told.
     """
 
     started_wall_ns: int
@@ -233,6 +235,7 @@ class MonitorStatus:
     pid: int = 0
     version: str = ""
     config: str = ""
+    telemetry: TelemetryStatus = field(default_factory=TelemetryStatus)
 
 
 @dataclass(frozen=True, slots=True)

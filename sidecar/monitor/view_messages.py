@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from google.protobuf.message import Message
 
-from sidecar.monitor import rows, view
+from sidecar.monitor import rows, telemetry_view, view
 from sidecar.protocol.pb import monitor_pb2 as pb
 from validators.verdict import Verdict
 
@@ -32,6 +32,8 @@ MESSAGES: Mapping[type[Any], type[Message]] = {
     view.Coverage: pb.Coverage,
     view.StoreStatus: pb.StoreStatus,
     view.ChildStatus: pb.ChildStatus,
+    telemetry_view.TelemetryStatus: pb.Telemetry,
+    telemetry_view.SignalStatus: pb.TelemetrySignal,
     view.CaseView: pb.Case,
     view.VerdictEvent: pb.VerdictEvent,
     view.DriftView: pb.DriftModel,

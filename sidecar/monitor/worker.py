@@ -23,7 +23,7 @@ from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.mirror import MirrorProcess, Stopped
 from sidecar.monitor.mirror_protocol import Outcome
 from sidecar.monitor.plan import ModelPlan
-from sidecar.monitor.record import Recorder
+from sidecar.monitor.record import PairBatch, Recorder
 from sidecar.monitor.tally import Tally
 from sidecar.monitor.versions import VersionPairs
 
@@ -40,12 +40,16 @@ _IDLE_S = 0.2
 #: How often a fault of our own is logged.
 _SAY_EVERY_NS = 60 * 10**9
 
+#: Items, what came of comparing them, and from when to when (monotonic) that was.
+Watch = Callable[[Sequence[Item], Sequence[PairBatch], int, int], None]
+
 
 class Worker:
     """Runs batches until it is stopped.
 
     Args:
         on_crash: is told of an exchange that ended the child.
+        watch: is shown every micro-batch when it is done.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Worker:
         flush_s: float,
         clock: Clock,
         on_crash: Callable[[Item], None],
+        watch: Watch | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._ingest = ingest
@@ -68,6 +73,7 @@ class Worker:
         self._casebook = casebook
         self._budget = budget
         self._on_crash = on_crash
+        self._watch = watch
         self._stop = threading.Event()
         self._clock = clock
         self._say_at_ns = 0
@@ -154,7 +160,9 @@ class Worker:
         outcomes = self._mirror.submit([item.job for item in items])
         for item, outcome in zip(items, outcomes, strict=True):
             self._take(item, outcome)
+        start_ns = self._clock.monotonic_ns()
         compared = self.recorder.certificates(items)
+        end_ns = self._clock.monotonic_ns()
         self.recorder.noise(items)
         self._versions.count(items, self._mirror.lives)
         done = {id(item) for pair_batch in compared for item in pair_batch.items}
@@ -166,6 +174,8 @@ class Worker:
             id(item) not in done and not item.set_aside for item in items
         )
         self._casebook.offer(items, compared)
+        if self._watch is not None:
+            self._guarded(partial(self._watch, items, compared, start_ns, end_ns), 0)
 
     def _take(self, item: Item, outcome: Outcome) -> None:
         if outcome.set_aside:

@@ -78,3 +78,20 @@ def test_what_is_often_not_meant_is_noted(gateway, model, said):
     found = notes(parse({"models": models, "gateway": gateway}))
     assert len(found) == (said is not None)
     assert all(said in note for note in found)
+
+
+def test_where_it_is_told_is_shown(tmp_path, monkeypatch):
+    path = write_config(tmp_path)
+    told = {"exporter": "otlp-http", "metrics": {"exporter": "prometheus"}}
+    told["traces"] = {"sample_ratio": 0.01}
+    tree = {**yaml.safe_load(path.read_text()), "telemetry": told}
+    path.write_text(yaml.safe_dump(tree))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")
+    found = sidecar("check-config", str(path)).stdout
+    for said in (
+        "traces, logs: otlp-http → http://localhost:4318",
+        "metrics: http://127.0.0.1:9464/metrics",
+        "traces: as the caller's sampled flag says, else 1% of them",
+        "OTEL_EXPORTER_OTLP_TIMEOUT=soon is ignored",
+    ):
+        assert said in found

@@ -23,6 +23,7 @@ from sidecar.cli.monitor_screen import duration, percent, size
 from sidecar.cli.status import exit_code
 from sidecar.monitor.client import MonitorCallError, MonitorClient
 from sidecar.monitor.service import MonitorServer
+from sidecar.monitor.telemetry_view import TelemetryStatus
 from sidecar.monitor.view_messages import to_json
 from tests.monitor.views import FakeView, event, status
 from validators.verdict import Verdict
@@ -86,6 +87,9 @@ def test_status_shows_everything_a_person_asks_for():
         "ok, 120.6 KiB, /state/monitor.sqlite3",
         "1,000 sampled → 990 received → 980 compared (98 %), 1 set aside",
         "full 9", "shared_memory 3",
+        "a backend takes nothing, http://127.0.0.1:9464/metrics",
+        "traces: otlp-grpc → http://there:4317 is down, 1,200 sent, 2,048 waiting",
+        "7 dropped (queue_full)", "connection refused", "metrics: prometheus → 127.0.0.1:9464",
         "5 % of requests (10 % wanted), 12 % of the processor (at most 25 %), 1.0 MiB waiting",
         "digits  reference digits:2/onnx, production",
         "digits:2/int8", "scores", "class_scores", "0.02–0.91 %", "≤ 0.91 %",
@@ -104,10 +108,12 @@ def test_status_says_what_is_wrong():
         now,
         models=[replace(model, message="the reference could not be loaded", pairs=[blocked])],
         store=replace(now.store, ok=False, message="the disk is full"),
+        telemetry=TelemetryStatus("failed", "the port is taken"),
     )
     with serving(view) as address:
         found = run("status", address)
     for said in ("the reference could not be loaded", "cannot be written", "the disk is full",
+                 "nothing can be told", "the port is taken",
                  "not compared: output 'scores' is missing"):  # fmt: skip
         assert said in found.stdout
     view.now = replace(now, models=[])

@@ -68,6 +68,7 @@ def test_what_raises_answers_and_what_crashes_is_set_aside(tmp_path):
     jobs = [Job({"x": rows(first)}, list(runs)) for first in (1, RAISE, CRASH)]
     del jobs[2].runs[0]  # or a child that loads torch again would be waited for
     with started(variants) as process:
+        before_ns = SystemClock().monotonic_ns()
         fine, raised = process.submit(jobs[:2])
         [crashed] = process.submit(jobs[2:])
         counters, copies = dict(process.counters), process.copies
@@ -75,10 +76,12 @@ def test_what_raises_answers_and_what_crashes_is_set_aside(tmp_path):
     for answer in fine.answers:
         assert np.array_equal(answer.outputs["y"], jobs[0].inputs["x"])
         assert answer.compute_ns > 0
+        assert before_ns < answer.started_ns < SystemClock().monotonic_ns()
     good, bad = raised.answers
     assert np.array_equal(good.outputs["y"], jobs[1].inputs["x"])
     assert bad.failure == "error"
     assert "I do not like this one" in bad.error
+    assert bad.started_ns > good.started_ns
     [bad] = crashed.answers
     assert (bad.failure, bad.error) == ("crash", crashed.set_aside)
     assert crashed.culprit == "m:1/bad"

@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 
 from sidecar.monitor.rows import EvidenceKey, EvidenceRow
+from sidecar.monitor.telemetry_view import SignalStatus, TelemetryStatus
 from sidecar.monitor.view import (
     EVENTS_AT_ONCE,
     CaseView,
@@ -59,8 +60,17 @@ def status(verdict: Verdict = Verdict.PASS, *, requests: int = 500) -> MonitorSt
         ),
         StoreStatus("/state/monitor.sqlite3", True, "", 123_456),
         ChildStatus(77, 1, "ready", "it ran too long", 2**28),
-        0, 76, "1.2.3", "served.yaml",
+        0, 76, "1.2.3", "served.yaml", telemetry(),
     )  # fmt: skip
+
+
+def telemetry() -> TelemetryStatus:
+    traces = SignalStatus(
+        "traces", "otlp-grpc", "http://there:4317", False, 1200, {"queue_full": 7}, 2048,
+        "connection refused",
+    )  # fmt: skip
+    metrics = SignalStatus("metrics", "prometheus", "127.0.0.1:9464", True)
+    return TelemetryStatus("failing", "", "http://127.0.0.1:9464/metrics", [traces, metrics])
 
 
 def event(seq: int, verdict: Verdict = Verdict.PASS, *, model: str = "digits") -> VerdictEvent:

@@ -77,7 +77,9 @@ def _type(value: dict[str, Any]) -> str:
         case "array":
             return f"list of {_type(value['items'])}"
         case "object":
-            inner = value.get("additionalProperties")
+            # The latter where the names have a pattern.
+            patterns = list(value.get("patternProperties", {}).values())
+            inner = value.get("additionalProperties") or next(iter(patterns), None)
             return f"name to {_type(inner)}" if isinstance(inner, dict) else "mapping"
         case "string":
             return {"path": "path", "password": "secret"}.get(value.get("format", ""), "text")
