@@ -467,3 +467,25 @@ def test_what_waits_at_the_end_arrives(folder: Path, listening: Listening) -> No
         for _ in range(100):
             up.infer(small())
     assert len(listening.spans) == 100
+
+
+def test_a_thread_that_sleeps_is_woken(
+    folder: Path, listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when what waits is more than may be unacknowledged, and room comes later."""
+    monkeypatch.setattr("sidecar.gateway.tap._TELL_S", 3600)
+    with (
+        serving(configure(folder, model("any"))) as up,
+        traced(up, listening.listener.path) as tap,
+    ):
+        told = tap._told.spans
+        assert told is not None
+        told._sent_max = 3
+        until(lambda: tap._asleep, "it sleeps")
+        listening.gate.clear()
+        for _ in range(10):
+            up.infer(small())
+        until(lambda: told._sent == 3, "it may send no more")
+        until(lambda: tap._asleep, "it sleeps again")
+        listening.gate.set()
+        assert len(listening.take_spans(10)) == 10
