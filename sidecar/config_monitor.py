@@ -80,7 +80,9 @@ class MonitorConfig(Settings):
     """The process that compares, judges and tells; it may fail without any request failing."""
 
     enabled: bool | None = Field(
-        None, description="Default: when a variant is a reference, a mirror or a previous version."
+        None,
+        description="Default: when a variant is a reference, a mirror or a previous version, "
+        "or something is to be told (`telemetry`).",
     )
     state_dir: AnyPath | None = Field(
         None, description="Evidence and cases are kept here; default: `sidecar-state` beside the "

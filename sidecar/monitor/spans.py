@@ -30,7 +30,6 @@ _SERVER_FAULTS = frozenset(
 )
 #: Of these the stage that was under way when they failed is known: the execution.
 _OF_EXECUTION = frozenset({"ExecutionError", "UpstreamError"})
-_CLIENT_NAME = CALLS["grpc"][1]
 _ROUTE = "/v2/models/{name}/infer"
 
 
@@ -131,13 +130,17 @@ def _stage(name: str, parent: TraceContext, number: int, start_ns: int, end_ns: 
 
 
 def _call(record: SpanRecord, parent: TraceContext, start_ns: int, end_ns: int) -> Span:
-    """The call to another server, under the id that it was given as its parent."""
-    attributes: dict[str, Value] = {"rpc.system.name": "grpc", "rpc.method": _CLIENT_NAME}
+    """The call to another server, under the id that it was given as its parent.
+
+    That server speaks gRPC, whatever the caller does; a stream is one there as well.
+    """
+    system, method = CALLS["stream" if record.transport == "stream" else "grpc"]
+    attributes: dict[str, Value] = {"rpc.system.name": system, "rpc.method": method}
     error = None
     if record.outcome in _OF_EXECUTION or record.outcome in {"DeadlineError", "UnavailableError"}:
         attributes["error.type"] = error = record.outcome
     return Span(
-        _CLIENT_NAME, parent.child(record.client_span), start_ns, end_ns, SpanKind.CLIENT,
+        method, parent.child(record.client_span), start_ns, end_ns, SpanKind.CLIENT,
         parent.span_id, attributes=attributes, error=error,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""``serve`` tells a real backend on a real socket; whatever that one does, requests do not notice."""
+"""``serve`` tells a real backend on a real socket; whatever it does, no request notices."""
 
 from __future__ import annotations
 

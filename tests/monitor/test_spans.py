@@ -103,11 +103,15 @@ def test_a_batch_is_told_from_an_execution_of_its_own():
     assert [span.attributes["joined"] for span in joined] == [False, True]
 
 
-def test_another_servers_call_has_the_id_that_it_was_given():
-    _, *children = spans.served(record(client_span=0x77))
+@pytest.mark.parametrize(
+    ("transport", "method"),
+    [("grpc", "ModelInfer"), ("stream", "ModelStreamInfer"), ("http", "ModelInfer")],
+)
+def test_another_servers_call_has_the_id_that_it_was_given(transport, method):
+    _, *children = spans.served(record(client_span=0x77, transport=transport))
     (call,) = [child for child in children if child.kind is SpanKind.CLIENT]
     assert (call.context.span_id, call.parent_id) == (0x77, SPAN_ID)
-    assert call.name == "inference.GRPCInferenceService/ModelInfer"
+    assert call.name == f"inference.GRPCInferenceService/{method}"
     assert call.attributes["rpc.system.name"] == "grpc"
     assert "execute" not in named(children)
     # Also where it never answered: what it did hangs under this span.
