@@ -70,6 +70,9 @@ class Story:
         self._sqnr = [0] * (len(known.SQNR_BUCKETS_DB) + 1)
         self._sqnr_sum = 0.0
         self.shift = 0.0
+        #: What was executed, in order; the ids of all traces that began here.
+        self.executed_ns: list[int] = []
+        self.traces: set[int] = set()
 
     def close(self) -> None:
         """Give the page back."""
@@ -80,7 +83,9 @@ class Story:
     def context(self) -> TraceContext:
         """Of a new trace that is sampled."""
         bits = self._random.getrandbits
-        return TraceContext(bits(128) | 1, bits(64) | 1, RANDOM | SAMPLED)
+        context = TraceContext(bits(128) | 1, bits(64) | 1, RANDOM | SAMPLED)
+        self.traces.add(context.trace_id)
+        return context
 
     def request(
         self, at_ns: int, *, load: float = 1.0, caller: int = 0, error: str = ""
@@ -106,6 +111,7 @@ class Story:
             "InvalidRequestError": InvalidRequestError("input 'image' is missing"),
         }[error]
         if failure is None:
+            self.executed_ns.append(execute)
             timing = Timing(decode, queue, execute, encode, rows)
             self.page.record(SERVING, timing, total, at_ns // MS, 300 * rows, 120 * rows)
         else:
