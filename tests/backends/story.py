@@ -127,7 +127,7 @@ class Story:
         served = self._served(own, at_ns, (decode, queue, execute, encode), caller, error, rows)
         if error:
             return served
-        return [*served, self._mirror(own, at_ns + total + 9 * MS, execute)]
+        return [*served, *self._mirror(own, at_ns + total + 9 * MS, execute, rows)]
 
     def _served(
         self,
@@ -140,45 +140,54 @@ class Story:
     ) -> list[Span]:
         decode, queue, execute, _ = stages
         system, method = CALLS["grpc"]
-        attributes = {"rpc.system.name": system, "rpc.method": method, **named(SERVING)}
-        if error:
-            attributes["error.type"] = error
-        end = at_ns + sum(stages)
+        ended = {"error.type": error} if error else {}
+        attributes = {
+            "rpc.system.name": system, "rpc.method": method, **ended, **named(SERVING),
+            "rows": rows, "cached": False, "request.size": 300 * rows, "response.size": 120 * rows,
+        }  # fmt: skip
+        faults = error if error != "InvalidRequestError" else ""
         spans = [
             Span(
-                method, own, at_ns, end, SpanKind.SERVER, caller, parent_remote=bool(caller),
-                attributes={
-                    **attributes, "model_sidecar.rows": rows,
-                    "model_sidecar.decode_ms": decode / MS, "model_sidecar.cached": False,
-                },
-                error=error or None,
+                method, own, at_ns, at_ns + sum(stages), SpanKind.SERVER, caller,
+                parent_remote=bool(caller), attributes=attributes, error=faults or None,
             )
         ]  # fmt: skip
-        begins = at_ns + decode
+        begins = at_ns
         for name, length in (("queue", queue), ("execute", execute)):
             child = own.child(self._random.getrandbits(64) | 1)
+            failed = faults if name == "execute" else ""
             spans.append(
                 Span(
                     name, child, begins, begins + length, parent_id=own.span_id,
-                    attributes=named(SERVING),
-                    error=error if error and name == "execute" else None,
+                    attributes={"joined": False} if name == "execute" else {},
+                    error=failed or None,
                 )
             )  # fmt: skip
-            begins += length
+            begins += length + decode
         return spans
 
-    def _mirror(self, served: TraceContext, at_ns: int, execute: int) -> Span:
+    def _mirror(self, served: TraceContext, at_ns: int, execute: int, rows: int) -> list[Span]:
         """Run the int8 form on it, and compare: a trace of its own with a link."""
         db = self._random.gauss(34 - 8 * self.shift, 4)
         verdict = "PASS" if db > 24 else "FAIL"
         self.compared[verdict] += 1
         self._sqnr[bisect_left(known.SQNR_BUCKETS_DB, db)] += 1
         self._sqnr_sum += db
-        return Span(
-            "mirror", self.context(), at_ns, at_ns + round(0.45 * execute),
-            attributes={**named(2), "role": "mirror", "verdict": verdict},
-            links=[Link(served, {"model_sidecar.link": "served"})],
+        took = round(0.45 * execute)
+        root = Span(
+            "mirror.execute", self.context(), at_ns, at_ns + took,
+            attributes={**named(2), "role": "mirror", "outcome": "success", "rows": rows},
+            links=[Link(served)],
         )  # fmt: skip
+        compare = Span(
+            "mirror.compare", root.context.child(self._random.getrandbits(64) | 1), at_ns + took,
+            at_ns + took + 80 * US, parent_id=root.context.span_id,
+            attributes={
+                "candidate": "digits:2/int8", "baseline": "digits:2/fp32", "verdict": verdict,
+                "rows": rows, "bad_rows": int(verdict == "FAIL"),
+            },
+        )  # fmt: skip
+        return [root, compare]
 
     # --- metrics ------------------------------------------------------------------------------
 
