@@ -21,16 +21,17 @@ INSTALLED_DEMO := $(VENV)/.installed-demo
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format clients peers bench clean
+.PHONY: help demo test lint format clients peers backends bench clean
 
 help:
 	@echo 'make demo     train, serve and watch digit classifiers (ARGS=--stay: go on serving)'
-	@echo 'make test     lint, then every test, stock clients and a peer server included'
+	@echo 'make test     lint, then every test, stock clients, a peer and a backend included'
 	@echo 'make lint     ruff, mypy, import-linter'
 	@echo 'make format   let ruff format the code'
 	@echo 'make bench    the figures of docs/benchmarks.md'
 	@echo 'make clients  the environment of the stock clients (.venvs/clients)'
 	@echo 'make peers    the environment of a peer server (.venvs/mlserver)'
+	@echo 'make backends the environment of a backend for traces (.venvs/phoenix)'
 	@echo 'make clean    remove everything that was made'
 
 $(BIN)/python:
@@ -54,7 +55,7 @@ $(INSTALLED_DEV): $(SOURCES) | $(BIN)/python
 demo: $(INSTALLED_DEMO)
 	@$(BIN)/sidecar demo $(ARGS)
 
-test: lint clients peers
+test: lint clients peers backends
 	$(BIN)/pytest $(ARGS)
 
 lint: $(INSTALLED_DEV)
@@ -73,6 +74,9 @@ clients:
 
 peers:
 	@sh tests/peers/make_env.sh $(PYTHON)
+
+backends:
+	@sh tests/backends/phoenix/make_env.sh $(PYTHON)
 
 bench: $(INSTALLED_DEV)
 	$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -93,12 +93,17 @@ class Instrument:
         Units in braces are annotations and are left out; ``1`` becomes ``ratio`` for gauges only.
         """
         name = re.sub(r"[^a-zA-Z0-9_]+", "_", self.name).strip("_")
-        word = _UNIT_WORDS.get(self.unit, "" if self.unit.startswith("{") else self.unit)
-        if self.unit == "1" and self.kind is not Kind.GAUGE:
-            word = ""
+        word = self.prometheus_unit
         if word and not name.endswith("_" + word):
             name += "_" + word
         return name + "_total" if self.kind is Kind.COUNTER else name
+
+    @property
+    def prometheus_unit(self) -> str:
+        """The unit as the name ends in it (before ``_total``); empty where there is none."""
+        if self.unit.startswith("{") or (self.unit == "1" and self.kind is not Kind.GAUGE):
+            return ""
+        return _UNIT_WORDS.get(self.unit, self.unit)
 
 
 # --- requests -------------------------------------------------------------------------------------

@@ -67,6 +67,8 @@ def _metric(metric: Metric, *, open_metrics: bool) -> Iterator[str]:
     family = name.removesuffix("_total") if open_metrics else name
     yield f"# HELP {family} {_escaped(metric.description or '', quotes=open_metrics)}"
     yield f"# TYPE {family} {kind}"
+    if open_metrics and (unit := instrument.prometheus_unit):
+        yield f"# UNIT {family} {unit}"
     for point in metric.data.data_points:
         if isinstance(metric.data, Histogram):
             assert isinstance(point, HistogramDataPoint)

@@ -45,7 +45,7 @@ def samples(page: str) -> dict[str, str]:
     found = {}
     for line in page.splitlines():
         if line.startswith("#"):
-            assert re.match(r"# (HELP|TYPE) [a-zA-Z_:][a-zA-Z0-9_:]* .+|# EOF", line), line
+            assert re.match(r"# (HELP|TYPE|UNIT) [a-zA-Z_:][a-zA-Z0-9_:]* .+|# EOF", line), line
             continue
         match = _SAMPLE.fullmatch(line)
         assert match, line
@@ -70,6 +70,7 @@ def test_counters_and_gauges(open_metrics):
     family = name.removesuffix("_total") if open_metrics else name
     assert f"# TYPE {family} counter\n" in page
     assert page.count(f"# TYPE {family} ") == 1
+    assert ("# UNIT model_sidecar_route_version_ratio ratio\n" in page) == open_metrics
     assert page.endswith("# EOF\n") == open_metrics
 
 
