@@ -29,7 +29,7 @@ from tests.clients.certificates import Files
 _SERVICE = "inference.GRPCInferenceService"
 _MAX_MESSAGE_BYTES = 256 * 2**20
 #: Longer than any test waits; only so that a broken test ends.
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 Infer = Callable[[bytes, grpc.ServicerContext], bytes]
 Stream = Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]
