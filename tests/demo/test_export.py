@@ -19,7 +19,7 @@ from sidecar.demo.train import RECIPES, build_network, load_digits, train, weigh
 from sidecar.errors import MissingExtraError
 from tests.demo.conftest import Trained
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 import time
@@ -24,6 +23,7 @@ from tests.e2e.support import (
     variant,
     write,
 )
+from tests.support.ports import free_addresses
 
 AGE_S = 1
 #: How long a drain goes on accepting where a test does something meanwhile.
@@ -185,14 +185,6 @@ class HttpLoad(Load):
                     self.answered += reply.status_code == 200
                     if reply.status_code != 200:
                         self.failures.append(reply.text)
-
-
-def free_addresses(count: int) -> list[str]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for opened in sockets:
-            opened.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{opened.getsockname()[1]}" for opened in sockets]
 
 
 def test_no_request_fails_over_three_restarts(folder, tree):

@@ -13,7 +13,7 @@ from tests.e2e import remotes
 from tests.e2e.support import Client, Server, fails, floats, request, running, until, write
 from tests.peers.server import MLServer
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 
 
 def in_front(mlserver: MLServer, name: str, **fields: object) -> dict:

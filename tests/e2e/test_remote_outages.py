@@ -28,7 +28,8 @@ from tests.e2e.support import (
     until,
     write,
 )
-from tests.support.upstream import UpstreamProcess, free_port
+from tests.support.ports import free_port
+from tests.support.upstream import UpstreamProcess
 
 #: Readiness is looked at once a second, and a look may take one; the rest is for a busy machine.
 NOTICED_WITHIN_S = 20
