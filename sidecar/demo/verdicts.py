@@ -28,8 +28,8 @@ class Finding:
         expected: the verdict it deserves.
         verdict: the monitor's; ``None`` before it compared anything.
         after_s: seconds of traffic until it said so; ``None``: it has not.
-        requests: compared.
-        rate: of requests that disagree; ``None`` without any.
+        requests: compared until the verdict; without one, until now.
+        rate: of those that disagree; ``None`` without any.
         bound: upper bound of it, valid at every look, at the level ``alpha``.
         limit: what the model's class allows.
         noise: how often the reference disagrees with itself; ``None``: not known.
@@ -135,12 +135,14 @@ def _key(name: str) -> str:
 
 
 def _finding(before: Finding, output: OutputStatus, elapsed_s: float) -> Finding:
-    """What one look shows; the time of the first verdict is kept."""
+    """What one look shows. A verdict keeps its time and its figures: it speaks of the requests
+    until then, and a disagreement that comes afterwards would seem to contradict it.
+    """
     certificate = output.certificate
-    if certificate is None:
+    if certificate is None or (before.decided and before.verdict == certificate.verdict):
         return before
     decided = certificate.verdict in {Verdict.PASS, Verdict.FAIL}
-    after_s = elapsed_s if decided and not before.decided else before.after_s
+    after_s = elapsed_s if decided else None
     return Finding(
         candidate=before.candidate,
         expected=before.expected,

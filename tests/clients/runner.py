@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 ENVIRONMENT = HERE.parents[1] / ".venvs" / "clients"
 PYTHON = ENVIRONMENT / "bin" / "python"
 #: Longer than ``HANG_S`` in scripts/harness.py, which explains a hang better than we can.
-SCRIPT_TIMEOUT_S = 105
+SCRIPT_TIMEOUT_S = 195
 
 
 def require_environment() -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,10 +15,11 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.clients import certificates, models
+from tests.support.ports import free_addresses
 
 COMMAND = [sys.executable, "-m", "sidecar", "serve"]
-READY_WITHIN_S = 60
-STOPPED_WITHIN_S = 30
+READY_WITHIN_S = 120
+STOPPED_WITHIN_S = 60
 TOKEN = "a token of the client tests"
 
 
@@ -45,15 +44,6 @@ class Server:
 
     def tail(self) -> str:
         return self.log.read_text(errors="replace")[-6000:]
-
-
-def free_addresses(count: int) -> list[str]:
-    """Addresses that were free a moment ago, all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for opened in sockets:
-            opened.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{opened.getsockname()[1]}" for opened in sockets]
 
 
 def start(kind: str, folder: Path) -> Server:

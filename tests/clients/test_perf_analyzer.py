@@ -14,7 +14,7 @@ import pytest
 
 from tests.clients.runner import ENVIRONMENT
 
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(400)]
 
 CONCURRENT = ("--concurrency-range", "2")
 PERF = ENVIRONMENT / "perf"

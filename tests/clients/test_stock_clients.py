@@ -10,7 +10,7 @@ import pytest
 from tests.clients.runner import Scripts, cases
 
 # A server's start and a whole script can fall to one test; both have shorter limits of their own.
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(400)]
 
 
 @pytest.mark.parametrize(

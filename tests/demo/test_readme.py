@@ -17,8 +17,9 @@ import pytest
 
 from sidecar.demo import report
 from sidecar.demo.process import write_config
-from tests.benchmarks.tools import free_port
+from tests.support.ports import free_ports
 
+pytestmark = pytest.mark.timeout(900)  # a training, two releases judged, a monitor's start
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
@@ -38,7 +39,8 @@ def place(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(trained.folder, folder / "demo-output")
     report.write_request(folder / "demo-output" / report.REQUEST_FILE, trained.prepared.hold_out)
-    ports = {port: str(free_port()) for port in ("9000", "8080", "9002")}
+    known = ("9000", "8080", "9002")
+    ports = dict(zip(known, map(str, free_ports(len(known))), strict=True))
 
     def adapt(text: str) -> str:
         return re.sub(r"\b(9000|8080|9002)\b", lambda match: ports[match.group(1)], text)
@@ -59,7 +61,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
     return subprocess.run(
         ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True,
-        timeout=120, check=False,
+        timeout=300, check=False,
     )  # fmt: skip
 
 
@@ -104,7 +106,7 @@ def test_every_other_command(place):
         check_python(folder, adapt)
     finally:
         process.send_signal(signal.SIGTERM)  # what `kill %1` sends
-        code = process.wait(timeout=60)
+        code = process.wait(timeout=120)
         if rest.ident is not None:
             rest.join()
         process.stderr.close()
@@ -125,7 +127,7 @@ def check_python(folder: Path, adapt) -> None:
     assert python.exists(), "the stock clients are missing: make clients"
     (snippet,) = blocks("python")
     done = subprocess.run(
-        [python, "-c", adapt(snippet)], cwd=folder, capture_output=True, text=True, timeout=60,
+        [python, "-c", adapt(snippet)], cwd=folder, capture_output=True, text=True, timeout=120,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

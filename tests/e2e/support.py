@@ -27,14 +27,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sidecar.protocol.pb import inference_pb2 as pb
 
 SERVICE = "inference.GRPCInferenceService"
-READY_WITHIN_S = 60
-ENDED_WITHIN_S = 30
+READY_WITHIN_S = 120
+ENDED_WITHIN_S = 60
 LOCAL = "127.0.0.1:0"
 _LABELS = {"gRPC": "grpc", "HTTP": "http", "health (gRPC, plaintext)": "health",
            "admin (gRPC)": "admin"}  # fmt: skip
 
 
-def until(check: Callable[[], Any], what: str, *, within_s: float = 20) -> Any:
+def until(check: Callable[[], Any], what: str, *, within_s: float = 60) -> Any:
     """Poll until ``check`` gives something true; return that."""
     deadline = time.monotonic() + within_s
     while not (result := check()):
@@ -69,7 +69,7 @@ class Server:
         except subprocess.TimeoutExpired:
             message = f"it did not end within {within_s} s; its log:\n{self.text}"
             raise AssertionError(message) from None
-        until(lambda: not self.left(), f"processes were left behind: {self.left()}", within_s=5)
+        until(lambda: not self.left(), f"processes were left behind: {self.left()}")
         return code
 
     def left(self) -> list[int]:
@@ -184,7 +184,7 @@ class Client:
         """Call a method; ``request``: its message, or its fields."""
         if request is None or isinstance(request, dict):
             request = getattr(pb, f"{method}Request")(**(request or {}))
-        return self.stub(method)(request, **{"timeout": 20, "wait_for_ready": True, **options})
+        return self.stub(method)(request, **{"timeout": 60, "wait_for_ready": True, **options})
 
     def infer(self, model: str, value: Any, **options: Any) -> pb.ModelInferResponse:
         return self.call("ModelInfer", request(model, value), **options)
@@ -194,11 +194,11 @@ class Client:
             f"/{SERVICE}/ModelStreamInfer",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=pb.ModelStreamInferResponse.FromString,
-        )(requests, **{"timeout": 30, "wait_for_ready": True, **options})
+        )(requests, **{"timeout": 60, "wait_for_ready": True, **options})
 
     def health(self, **options: Any) -> str:
         answer = health_pb2_grpc.HealthStub(self.channel).Check(
-            health_pb2.HealthCheckRequest(), **{"timeout": 5, "wait_for_ready": True, **options}
+            health_pb2.HealthCheckRequest(), **{"timeout": 20, "wait_for_ready": True, **options}
         )
         return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
@@ -208,7 +208,7 @@ class Client:
 
     def worker(self, model: str, value: Any) -> str:
         """Which worker this connection leads to: identities that it makes begin with its own."""
-        _, call = self.stub("ModelInfer").with_call(request(model, value), timeout=20)
+        _, call = self.stub("ModelInfer").with_call(request(model, value), timeout=60)
         metadata = dict(call.trailing_metadata())
         return str(metadata["x-request-id"]).partition("-")[0]
 
@@ -273,9 +273,12 @@ def one_channel_a_worker(address: str, count: int, model: str, value: Any) -> It
 
 # --- models ---------------------------------------------------------------------------------------
 
-#: Does what its input says: sleeps for as many milliseconds, or fails below zero; leaves a mark for
-#: each execution. What cannot be had of an ordinary model: a time that is long and costs no CPU.
-SLEEPER_SOURCE = """
+#: As an input: executing takes until the test says that it is over.
+HELD = 2.0**20
+#: Does what its input says: sleeps for as many milliseconds, or until it is let go, or fails below
+#: zero; leaves a mark for each execution. What cannot be had of an ordinary model: a time that is
+#: long and costs no CPU.
+SLEEPER_SOURCE = f"""
 import time
 from pathlib import Path
 
@@ -292,10 +295,13 @@ class Sleeper(torch.nn.Module):
         value = float(x.max()) if x.numel() else 0.0
         if value:
             with Path(self.marks).open("a") as marks:
-                marks.write(f"{value:g}\\n")
+                marks.write(f"{{value:g}}\\n")
         if value < 0:
             raise RuntimeError("a secret of the model's")
-        time.sleep(value / 1000)
+        if value < {HELD}:
+            time.sleep(value / 1000)
+        while value >= {HELD} and Path(self.marks + ".hold").exists():
+            time.sleep(0.005)
         return x * self.factor
 
 
@@ -344,6 +350,16 @@ class Sleeper:
         """The inputs of every execution that was begun, in order."""
         marks = self.folder / f"{name}.marks"
         return marks.read_text().split() if marks.exists() else []
+
+    @contextlib.contextmanager
+    def holding(self, name: str = "torch") -> Iterator[None]:
+        """What is ``HELD`` goes on until this is left; nobody has to be quick meanwhile."""
+        hold = self.folder / f"{name}.marks.hold"
+        hold.touch()
+        try:
+            yield
+        finally:
+            hold.unlink()
 
 
 def onnx_times(folder: Path, factor: float, name: str) -> Path:

@@ -129,11 +129,11 @@ def ask_in_every_way(server):
             client.infer("nobody", 1.0)
         garbage = client.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         with fails(grpc.StatusCode.INVALID_ARGUMENT):
-            garbage(b"\xff\xff\xff", timeout=20, wait_for_ready=True)
+            garbage(b"\xff\xff\xff", timeout=60, wait_for_ready=True)
     url = f"http://{server.addresses['http']}/v2/models/double/infer"
     tensor = {"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1.0]}
-    assert httpx.post(url, json={"inputs": [tensor]}, timeout=20).status_code == 200
-    assert httpx.post(url, content=b"{", timeout=20).status_code == 400
+    assert httpx.post(url, json={"inputs": [tensor]}, timeout=60).status_code == 200
+    assert httpx.post(url, content=b"{", timeout=60).status_code == 400
     assert httpx.post(url, content=b"", headers={"content-encoding": "x"}).status_code == 415
     return {
         ("double", "ModelInfer", ""): 3, ("double", "ModelStreamInfer", ""): 2,

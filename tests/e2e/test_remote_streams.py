@@ -288,11 +288,11 @@ def test_a_stream_that_begins_here_may_also_ask_there(client, other):
 
 def test_identity_metadata_and_deadline_go_on(client, other):
     sent = (("x-request-id", "s-1"), ("x-custom", "c"), ("authorization", f"bearer {TOKEN}"))
-    assert len(list(client.stream(iter(numbered(1)), metadata=sent, timeout=9))) == 1
+    assert len(list(client.stream(iter(numbered(1)), metadata=sent, timeout=30))) == 1
     [call] = other.calls
     assert (call.metadata["x-request-id"], call.metadata["x-custom"]) == ("s-1", "c")
     assert "authorization" not in call.metadata
-    assert 5 < call.remaining_s <= 9.1
+    assert 5 < call.remaining_s <= 31
     assert len(list(client.stream(iter(numbered(1)), timeout=None))) == 1
     assert other.calls[-1].metadata["x-request-id"]
     assert other.calls[-1].remaining_s > 1e9  # it may rightly stay open for days

@@ -99,9 +99,9 @@ def test_changes_at_one_time_leave_all_workers_alike(workers):
 
 def test_a_change_over_http_reaches_the_workers_behind_grpc(server, workers):
     base = f"http://{server.addresses['http']}/v2/repository/models/moved"
-    assert httpx.post(f"{base}/unload", json={}, timeout=20).status_code == 200
+    assert httpx.post(f"{base}/unload", json={}, timeout=60).status_code == 200
     assert [states(client, "moved") for client in workers] == [{"UNAVAILABLE"}] * WORKERS
-    assert httpx.post(f"{base}/load", json={}, timeout=20).status_code == 200
+    assert httpx.post(f"{base}/load", json={}, timeout=60).status_code == 200
     assert [states(client, "moved") for client in workers] == [{"READY"}] * WORKERS
 
 

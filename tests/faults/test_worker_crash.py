@@ -252,7 +252,7 @@ def test_a_worker_that_dies_together_with_a_change_does_not_take_the_supervisor(
             stop(server.process.pid)
             try:
                 asked = pb.RepositoryModelUnloadRequest(model_name="other")
-                call = asking.stub("RepositoryModelUnload").future(asked, timeout=20)
+                call = asking.stub("RepositoryModelUnload").future(asked, timeout=60)
                 let_pass(asking)
                 os.kill(victim, signal.SIGKILL)
                 until(lambda victim=victim: not alive(victim), "it is dead")

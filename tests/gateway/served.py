@@ -87,7 +87,7 @@ class Served:
         self._infer = channel.unary_unary(f"{SERVICE}/ModelInfer")
 
     def infer_bytes(self, body: bytes, **call: Any) -> pb.ModelInferResponse:
-        answer = self._infer(body, timeout=call.pop("timeout", 20), **call)
+        answer = self._infer(body, timeout=call.pop("timeout", 60), **call)
         return pb.ModelInferResponse.FromString(answer)
 
     def infer(self, request: pb.ModelInferRequest, **call: Any) -> pb.ModelInferResponse:
@@ -96,7 +96,7 @@ class Served:
     def call(self, method: str, **fields: Any) -> Any:
         request = getattr(pb, f"{method}Request")(**fields)
         answer = self.channel.unary_unary(f"{SERVICE}/{method}")(
-            request.SerializeToString(), timeout=20
+            request.SerializeToString(), timeout=60
         )
         return getattr(pb, f"{method}Response").FromString(answer)
 
@@ -104,7 +104,7 @@ class Served:
         return self.channel.stream_stream(
             f"{SERVICE}/ModelStreamInfer",
             response_deserializer=pb.ModelStreamInferResponse.FromString,
-        )(bodies, timeout=call.pop("timeout", 20), **call)
+        )(bodies, timeout=call.pop("timeout", 60), **call)
 
     def put(self, name: str, infer: Any, **options: Any) -> None:
         """Replace what serves a model by a runtime that runs a function."""

@@ -234,12 +234,12 @@ def test_names_of_control_calls(served: Served) -> None:
 def test_control_calls_that_are_no_protobuf(served: Served, method: str) -> None:
     call = served.channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
     with pytest.raises(grpc.RpcError) as caught:
-        call(b"\xff\xff", timeout=20)
+        call(b"\xff\xff", timeout=60)
     assert caught.value.code() == INVALID
     assert f"not a {method}Request" in caught.value.details()
 
 
 def test_a_method_that_does_not_exist(served: Served) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        served.channel.unary_unary("/inference.GRPCInferenceService/Nope")(b"", timeout=20)
+        served.channel.unary_unary("/inference.GRPCInferenceService/Nope")(b"", timeout=60)
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED

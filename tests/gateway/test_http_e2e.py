@@ -69,7 +69,7 @@ def client(tmp_path_factory: Any) -> Iterator[httpx.Client]:
     gateway.load_all()
     server = HttpServer(config.gateway, gateway)
     try:
-        with httpx.Client(base_url=f"http://{server.start()}", timeout=20) as client:
+        with httpx.Client(base_url=f"http://{server.start()}", timeout=60) as client:
             yield client
     finally:
         server.stop(5)
@@ -209,7 +209,7 @@ def test_metadata_config_and_repository(client: httpx.Client) -> None:
     assert client.get("/v2/models/negate/ready").status_code >= 400
     assert client.get("/v2/models/add/ready").status_code == 200
     assert client.post("/v2/repository/models/negate/load").status_code == 200
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while client.get("/v2/models/negate/ready").status_code != 200:
         assert time.monotonic() < deadline
     assert client.post("/v2/repository/models/nope/load").status_code == 404

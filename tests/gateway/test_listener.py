@@ -12,7 +12,7 @@ import pytest
 
 from sidecar.gateway.listener import connections, stop_listening
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 def until(condition):

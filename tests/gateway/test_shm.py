@@ -165,7 +165,7 @@ def test_another_process_shares_a_region_and_keeps_it(make, client):
         process.stdin.write("\n")
         process.stdin.flush()
         assert process.stdout.readline() == "output\n"
-        process.communicate("\n", timeout=20)
+        process.communicate("\n", timeout=60)
         assert process.returncode == 0
     finally:
         process.kill()

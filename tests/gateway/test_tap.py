@@ -148,7 +148,7 @@ def test_http_before_it_is_packed(folder: Path, listening: Listening) -> None:
     config = configure(folder, model("any"), http={"address": "127.0.0.1:0"})
     with serving(config) as up, tapped(up, listening.listener.path):
         server = HttpServer(config.gateway, up.gateway)
-        with httpx.Client(base_url=f"http://{server.start()}", timeout=20) as client:
+        with httpx.Client(base_url=f"http://{server.start()}", timeout=60) as client:
             url = "/v2/models/any/infer"
             first = client.post(
                 url, content=gzip.compress(plain), headers={"content-encoding": "gzip"}

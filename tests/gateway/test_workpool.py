@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.gateway.workpool import WorkPool
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Self
 
-from tests.support.upstream import free_port
+from tests.support.ports import free_port
 
 _ROOT = Path(__file__).parents[2]
 PROGRAM = _ROOT / ".venvs" / "mlserver" / "bin" / "mlserver"

@@ -16,7 +16,7 @@ from sidecar.runtimes.base import TensorSpec
 from tests.peers.server import MLServer
 from tests.support.upstream import remote_variant, request
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 
 
 def tensor(name: str, datatype: str, shape: list[int]) -> dict:

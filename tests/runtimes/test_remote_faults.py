@@ -23,12 +23,12 @@ from sidecar.errors import (
 from sidecar.protocol.pb import inference_pb2 as pb
 from sidecar.runtimes import remote
 from sidecar.runtimes.base import TensorSpec
+from tests.support.ports import free_port
 from tests.support.upstream import (
     PATIENCE_S,
     Hanging,
     Upstream,
     UpstreamProcess,
-    free_port,
     remote_variant,
     request,
 )
@@ -64,7 +64,7 @@ def test_a_server_that_is_not_there(build):
     start = time.monotonic()
     with pytest.raises(SidecarError) as caught:
         build(address, connect_timeout_s=0.6)
-    assert 0.3 < time.monotonic() - start < 5
+    assert 0.3 < time.monotonic() - start < 20  # not the default, which is a minute
     text = str(caught.value)
     for part in (address, "'there' did not become ready within 0.6 s", "ServerLive", "UNAVAILABLE"):
         assert part in text
@@ -119,7 +119,7 @@ def test_a_dead_server_fails_fast_and_is_found_again(build):
             start = time.monotonic()
             with pytest.raises(UpstreamError) as caught:
                 runtime.forward(BODY, timeout_s=20)
-            assert time.monotonic() - start < 5  # the deadline is not waited for
+            assert time.monotonic() - start < 15  # the deadline is not waited for
             assert caught.value.code == "UNAVAILABLE"
             assert str(caught.value) == "the upstream server cannot be reached"
         assert not runtime.ready()
@@ -128,7 +128,7 @@ def test_a_dead_server_fails_fast_and_is_found_again(build):
     with UpstreamProcess(process.port):
         start = time.monotonic()
         while not runtime.ready():
-            assert time.monotonic() - start < 10, "it did not reconnect"
+            assert time.monotonic() - start < PATIENCE_S, "it did not reconnect"
         # Each connection finds it by itself; a request takes one that has.
         for _ in range(20):
             runtime.forward(BODY, timeout_s=5)

@@ -8,7 +8,6 @@ tests.support.upstream PORT`` is the same in a process of its own, to be killed.
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,11 +24,12 @@ from sidecar.protocol.pb import inference_pb2 as pb
 from sidecar.protocol.pb import model_config_pb2
 from sidecar.runtimes.base import TensorSpec
 from tests.clients.certificates import Files
+from tests.support.ports import free_port
 
 _SERVICE = "inference.GRPCInferenceService"
 _MAX_MESSAGE_BYTES = 256 * 2**20
 #: Longer than any test waits; only so that a broken test ends.
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 Infer = Callable[[bytes, grpc.ServicerContext], bytes]
 Stream = Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]
@@ -264,13 +264,6 @@ def request(
     message.inputs.add(name="x", datatype="FP32", shape=[rows, 4])
     message.raw_input_contents.append(raw if raw is not None else bytes(range(16)) * rows)
     return message
-
-
-def free_port() -> int:
-    """A port that was free just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class UpstreamProcess:

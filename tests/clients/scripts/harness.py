@@ -22,7 +22,7 @@ import numpy as np
 
 #: Longer than any script takes on a busy machine; then the stacks are printed and the process ends,
 #: before the test that waits for it gives up without a word.
-HANG_S = 90
+HANG_S = 180
 
 
 @dataclass(frozen=True)

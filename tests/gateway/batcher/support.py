@@ -9,7 +9,7 @@ import numpy as np
 
 from sidecar.errors import ExecutionError
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 FOREVER_MS = 3_600_000
 
 

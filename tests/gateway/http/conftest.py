@@ -46,5 +46,5 @@ def address(addresses: dict[str, str], parser: str, backend: NumpyBackend) -> st
 
 @pytest.fixture
 def client(address: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://{address}", timeout=20) as client:
+    with httpx.Client(base_url=f"http://{address}", timeout=60) as client:
         yield client

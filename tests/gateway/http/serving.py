@@ -50,7 +50,7 @@ both_parsers = pytest.mark.parametrize("parser", ["h11", "auto"])
 
 def connect(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=20)
+    return socket.create_connection((host, int(port)), timeout=60)
 
 
 def read_all(sock: socket.socket) -> bytes:
@@ -63,7 +63,7 @@ def read_all(sock: socket.socket) -> bytes:
     return received
 
 
-def until(condition: Callable[[], object], timeout_s: float = 10) -> None:
+def until(condition: Callable[[], object], timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not come true in time"

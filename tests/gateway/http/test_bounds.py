@@ -60,7 +60,7 @@ def test_admission_refuses_with_429() -> None:
             backend.gate.clear()
             first = threading.Thread(target=client.post, args=(INFER,), kwargs={"json": BODY})
             first.start()
-            assert backend.entered.acquire(timeout=10)
+            assert backend.entered.acquire(timeout=60)
             response = client.post(INFER, json=BODY)
             assert (response.status_code, "in flight" in error_of(response)) == (429, True)
             backend.gate.set()

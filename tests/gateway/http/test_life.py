@@ -36,11 +36,11 @@ def test_stop_lets_requests_end(backend: NumpyBackend, parser: str) -> None:
         backend.gate.clear()
 
         def post() -> None:
-            answers.append(httpx.post(f"http://{address}{INFER}", json=BODY, timeout=20))
+            answers.append(httpx.post(f"http://{address}{INFER}", json=BODY, timeout=60))
 
         client = threading.Thread(target=post)
         client.start()
-        assert backend.entered.acquire(timeout=10)
+        assert backend.entered.acquire(timeout=60)
         stopper = threading.Thread(target=http.stop, args=(10,))
         stopper.start()
         until(lambda: not httpx_ok(address))  # nothing new is accepted, and the old one still runs
@@ -58,11 +58,11 @@ def test_stop_does_not_wait_for_ever(backend: NumpyBackend) -> None:
         backend.gate.clear()
 
         def post() -> None:
-            answers.append(httpx.post(f"http://{address}{INFER}", json=BODY, timeout=20))
+            answers.append(httpx.post(f"http://{address}{INFER}", json=BODY, timeout=60))
 
         client = threading.Thread(target=post)
         client.start()
-        assert backend.entered.acquire(timeout=10)
+        assert backend.entered.acquire(timeout=60)
         http.stop(1)
         client.join(10)
         assert [answer.status_code for answer in answers] == [503]
