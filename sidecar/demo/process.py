@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from sidecar.clock import SystemClock
+from sidecar.config import environment
 from sidecar.demo.export import BROKEN_FILE, OUTPUT, VERSIONS, file_name
 from sidecar.demo.load import Target
 from sidecar.errors import SidecarError
@@ -66,7 +67,14 @@ monitor:
   grpc: "{monitor}"
   mirror: {{sample_rate: 1, cpu_share: 0.5}}  # a demo is short: all of it
   cases: {{inputs: keep}}  # digits are nobody's secret
+telemetry:
+  traces: {{{traces}}}
 """
+#: JSON lines in the log, which the demo draws one trace of.
+_TO_THE_LOG = "exporter: console, sample_ratio: 0.005"
+#: Variables that name a backend: then it is told, and nothing is drawn.
+_BACKENDS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_TO_A_BACKEND = "sample_ratio: 0.05"
 
 
 def write_config(
@@ -87,10 +95,18 @@ def write_config(
             text += _variant("int8", newest, "mirror")
             text += _variant("broken", newest, "mirror")
             text += _VALIDATION.format(name=OUTPUT)
-    text += _GATEWAY.format(grpc=grpc_address, http=http_address, monitor=monitor_address)
+    traces = _TO_A_BACKEND if backend() else _TO_THE_LOG
+    text += _GATEWAY.format(
+        grpc=grpc_address, http=http_address, monitor=monitor_address, traces=traces
+    )
     path = folder / CONFIG_FILE
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def backend() -> str:
+    """The OpenTelemetry backend that the environment names; empty: none."""
+    return next(filter(None, map(environment, _BACKENDS)), "")
 
 
 def _variant(form: str, version: str, roles: str) -> str:

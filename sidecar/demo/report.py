@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sidecar.demo import export, screen
+from sidecar.demo import export, screen, traces
 from sidecar.demo.diagnosis import Diagnosis
 from sidecar.demo.figures import Comparison, VariantFigures
 from sidecar.demo.train import Split
@@ -37,10 +37,13 @@ class Report:
     findings: list[Finding]
     coverage: Coverage | None
     diagnosis: Diagnosis
+    trace: traces.Trace | None
+    telemetry_backend: str
 
     def plain(self) -> dict[str, Any]:
         """Return it as what JSON can hold."""
-        return asdict(self)
+        trace = None if self.trace is None else self.trace.plain()
+        return {**asdict(self), "trace": trace}
 
     @property
     def is_good(self) -> bool:
@@ -96,7 +99,8 @@ def watched(report: Report) -> list[str]:
             f"of {coverage.sampled:,} sampled requests {share:.0%} were really compared, at "
             f"{coverage.cpu_share_used:.0%} of the processors' time"
         )
-    return [*lines, *report.diagnosis.in_words()]
+    told = traces.in_words(report.trace, report.telemetry_backend)
+    return [*lines, *report.diagnosis.in_words(), "", *told]
 
 
 def how_to_go_on(report: Report, *, stay: bool) -> list[str]:
@@ -113,6 +117,7 @@ def how_to_go_on(report: Report, *, stay: bool) -> list[str]:
         f"  curl -s http://{http_address}/v2/models/digits-int8/stats",
         f"  sidecar infer {grpc_address} digits --input {folder}/{REQUEST_FILE}",
         f"  sidecar status {report.addresses['monitor']}",
+        "  OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 sidecar demo   # traces to a backend",
         "or in Python, with a stock client (pip install 'tritonclient[grpc]'):",
         "  import numpy as np, tritonclient.grpc as triton",
         f'  digits = np.load("{folder}/{export.HOLD_OUT_FILE}")',

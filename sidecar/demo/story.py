@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from sidecar.clock import SystemClock
-from sidecar.demo import export, screen
+from sidecar.demo import export, screen, traces
 from sidecar.demo.client import CallFailedError, Client, GrpcClient, HttpClient
 from sidecar.demo.diagnosis import diagnose
 from sidecar.demo.figures import (
@@ -37,13 +37,14 @@ from sidecar.demo.process import (
     STATE_FOLDER,
     TARGETS,
     ServeProcess,
+    backend,
     free_addresses,
     write_config,
 )
 from sidecar.demo.report import REQUEST_FILE, Report, how_to_go_on, summary, write_request
 from sidecar.demo.screen import TRANSPORTS
 from sidecar.demo.train import Split
-from sidecar.demo.verdicts import VerdictWatch
+from sidecar.demo.verdicts import MODEL, VerdictWatch
 from sidecar.errors import SidecarError
 
 #: Requests in flight over each transport. Two keep the server busy without a queue that would hide
@@ -154,6 +155,10 @@ class _Story:
         verdicts.start()
         rows, comparisons = watch.run(load, server)
         verdicts.close()
+        told_to = backend()
+        trace = None
+        if not told_to:
+            trace = traces.choose(traces.read(self._output / LOG_FILE), MODEL)
         say("validate: which step of the broken conversion is it?")
         diagnosis = diagnose(config, self._output)
         report = Report(
@@ -173,6 +178,8 @@ class _Story:
             findings=verdicts.findings(),
             coverage=verdicts.coverage(),
             diagnosis=diagnosis,
+            trace=trace,
+            telemetry_backend=told_to,
         )
         write_request(self._output / REQUEST_FILE, prepared.hold_out)
         for line in summary(report):

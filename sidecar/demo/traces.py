@@ -16,8 +16,8 @@ from typing import Any
 
 #: Of the log, the latest part is read: a demo that stays up writes on.
 READ_BYTES_MAX = 16 * 2**20
-_BAR_COLUMNS = 36
-_NAME_COLUMNS = 44
+_BAR_COLUMNS = 32
+_NAME_COLUMNS = 46
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 
 
@@ -127,18 +127,28 @@ def choose(spans: Sequence[SpanLine], model: str) -> Trace | None:
     )
 
 
+def in_words(trace: Trace | None, backend: str) -> list[str]:
+    """What the summary says of traces. ``backend``: they went there instead, empty: to the log."""
+    if backend:
+        return [f"traces, metrics and logs were sent to {backend}"]
+    if trace is None:
+        return ["no trace was seen in the server's log"]
+    return draw(trace)
+
+
 def draw(trace: Trace) -> list[str]:
-    """The waterfall, a line a span; mirrors are traces of their own, drawn to the same scale."""
+    """The waterfall, a line a span; mirrors are traces of their own, drawn to the same scale
+    (``▶``: longer than the request)."""
     served = trace.served
     lines = [f"trace {served.trace_id.removeprefix('0x')}: one request to {served.variant}"]
     lines += [_line(one, served, indent) for one, indent in _rows(trace)]
     if trace.mirrors:
         lines.append("repeated in the monitor, as traces of their own that link to this one:")
         for mirror in trace.mirrors:
-            later_ms = (mirror.start_ns - served.end_ns) / 1e6
+            later_s = (mirror.start_ns - served.end_ns) / 1e9
             name = f"  {mirror.name} {mirror.variant}"[:_NAME_COLUMNS]
             bar = _bar(0, mirror.end_ns - mirror.start_ns, served.end_ns - served.start_ns)
-            lines.append(f"{name:<{_NAME_COLUMNS}} {bar} {mirror.ms:7.2f} ms, {later_ms:.0f} later")
+            lines.append(f"{name:<{_NAME_COLUMNS}} {bar} {mirror.ms:7.2f} ms +{later_s:.1f} s")
     return lines
 
 
@@ -166,4 +176,6 @@ def _bar(start_ns: int, end_ns: int, whole_ns: int) -> str:
     # Blocks grow from the left, so that a bar begins at a whole column and ends at an eighth.
     begin, (full, rest) = first // 8, divmod(last - first // 8 * 8, 8)
     bar = " " * begin + "█" * full + (_BLOCKS[rest] if rest else "")
-    return f"{bar:<{_BAR_COLUMNS}}"[:_BAR_COLUMNS]
+    if end_ns > whole_ns:
+        bar = bar[:-1] + "▶"
+    return f"{bar:<{_BAR_COLUMNS}}"

@@ -202,8 +202,8 @@ class _Life:
             return CrashError(f"it {self._ended()}", None if executing is None else executing[0])
         outputs = iter(unpack_many(frame.fields["outputs"], frame.parts))
         return [
-            protocol.Answer(None if failure else next(outputs), failure, error, took_ns)
-            for [(failure, error, took_ns)] in frame.fields["runs"]
+            protocol.Answer(None if failure else next(outputs), failure, *rest)
+            for [(failure, *rest)] in frame.fields["runs"]
         ]
 
     def _next(self) -> Frame | None:

@@ -55,9 +55,9 @@ def test_the_request_with_the_most_to_see_is_drawn(tmp_path):
     }  # fmt: skip
     head, whole, queue, execute, _, mirror = draw(trace)
     assert head.endswith("one request to digits:2/onnx")
-    assert [line.count("█") for line in (whole, queue, execute, mirror)] == [36, 9, 18, 36]
-    assert execute.index("█") == queue.index("█") + 9  # it begins where waiting ended
-    assert mirror.endswith("2.00 ms, 8 later")
+    assert [line.count("█") for line in (whole, queue, execute, mirror)] == [32, 8, 16, 31]
+    assert execute.index("█") == queue.index("█") + 8  # it begins where waiting ended
+    assert mirror.endswith("▶    2.00 ms +0.0 s")
 
 
 def test_nothing_was_traced(tmp_path):
