@@ -79,13 +79,6 @@ class Admission:
         text = f"{self.max_streams} streams are open, which is the limit; retry later"
         raise OverloadedError(text)
 
-    def count_failure(self, transport: str, error: BaseException, ns: int = 0) -> None:
-        """Count an inference that ended before it got to a model: refused, or unreadable.
-
-        ``ns``: how long it was here; nothing, where its body was not even read.
-        """
-        self._page.record_failure(None, transport, error, ns)
-
     def leave_stream(self) -> None:
         """Count a stream out."""
         with self._lock:

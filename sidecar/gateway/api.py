@@ -14,8 +14,27 @@ from sidecar.protocol.pb import model_config_pb2 as config_pb
 
 if TYPE_CHECKING:
     from sidecar.gateway.tap import Tap
+    from sidecar.gateway.tracing import RequestTrace, Tracing
 
 Encoded = TypeVar("Encoded")
+
+
+class CountFailure(Protocol):
+    """As ``record.refused``."""
+
+    def __call__(
+        self,
+        transport: str,
+        error: BaseException,
+        ns: int = 0,
+        trace: RequestTrace | None = None,
+        *,
+        model: str = "",
+        request_id: str = "",
+        nbytes: int = 0,
+    ) -> None:
+        """Count it: ``ns`` nanoseconds it was here, ``nbytes`` of its body came."""
+        ...
 
 
 class Backend(Protocol):
@@ -23,6 +42,8 @@ class Backend(Protocol):
 
     #: Hands a sample of what is answered to the monitor; ``None``: there is none.
     tap: Tap | None
+    #: Decides which requests are traced; ``None``: none are.
+    tracing: Tracing | None
 
     def serve(
         self,
@@ -60,8 +81,9 @@ class Backend(Protocol):
         """
         ...
 
-    def count_failure(self, transport: str, error: BaseException, ns: int = 0) -> None:
-        """Count an inference that never got to ``serve``, after so many nanoseconds here."""
+    @property
+    def count_failure(self) -> CountFailure:
+        """Counts an inference that never got to ``serve``."""
         ...
 
     def server_live(self) -> bool:

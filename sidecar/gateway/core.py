@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from concurrent import futures
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sidecar
@@ -25,7 +26,7 @@ from sidecar.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from sidecar.gateway import describe, path
+from sidecar.gateway import describe, path, record
 from sidecar.gateway.admission import Admission
 from sidecar.gateway.batcher import Batcher
 from sidecar.gateway.cache import ResponseCache
@@ -44,6 +45,7 @@ from sidecar.protocol.pb import model_config_pb2 as config_pb
 if TYPE_CHECKING:
     from sidecar.config import ModelConfig, SidecarConfig
     from sidecar.gateway.tap import Tap
+    from sidecar.gateway.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +115,7 @@ class Gateway:
         running = gateway.pool.running or default_running(cores, gateway.workers)
         self.pool = WorkPool(running, gateway.pool.threads)
         self.admission = Admission(gateway.admission, self.page)
-        self.count_failure = self.admission.count_failure
+        self.count_failure = partial(record.refused, self)
         self.shm = SharedMemory(gateway.shared_memory)
         caches = any(model.cache for model in config.models) and gateway.cache.max_bytes > 0
         self.cache = ResponseCache(gateway.cache.max_bytes) if caches else None
@@ -130,6 +132,7 @@ class Gateway:
         self._own_admin_listener = gateway.admin.address is not None
         self._upstreams = Upstreams(self.registry)
         self.tap: Tap | None = None  # set by whoever knows where the monitor is, before it serves
+        self.tracing: Tracing | None = None  # the same
 
     # --- life -----------------------------------------------------------------------------------
 

@@ -6,28 +6,27 @@ arrays: shared memory (the regions are registered here, not there) and cached mo
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from sidecar.errors import CancelledError, RequestError
-from sidecar.gateway import path
+from sidecar.gateway import path, record
 from sidecar.gateway.messages import InferRequest, InferResponse
 from sidecar.gateway.pages import Timing
 from sidecar.gateway.registry import Copy, Entry
-from sidecar.gateway.timing import TimingRecord
 from sidecar.protocol import codec, wire
 from sidecar.protocol.encode import encode_response
 from sidecar.runtimes.base import Forwarded, ForwardingRuntime
 
 if TYPE_CHECKING:
     from sidecar.gateway.core import Gateway
-
-logger = logging.getLogger(__name__)
+    from sidecar.gateway.tracing import RequestTrace
 
 Target = tuple[Entry, Copy]
 Metadata = Sequence[tuple[str, str | bytes]]
+
+_CONTEXT = frozenset({"x-request-id", "traceparent", "tracestate"})
 
 
 def target(gateway: Gateway, envelope: wire.Envelope) -> Target | None:
@@ -80,13 +79,11 @@ def unary(
         )
     except RequestError as caught:
         error = whose(caught, context)
-        if fallback is None or not path.is_server_fault(error) or path.deadline_over(request):
-            path.record_failure(gateway, request, copy, request.received_ns, error)
+        if fallback is None or not record.is_server_fault(error) or path.deadline_over(request):
+            timing = _timing(request, began, monotonic_ns())
+            record.failed(gateway, request, copy, request.received_ns, error, timing)
             raise error from None
-        logger.warning("%s failed, %s answers: %s", copy.key, fallback.key, error)
-        gateway.page.add(copy.slot, "fallbacks")
-        if request.sample is not None:
-            request.sample.fell_back(copy, fallback, error)
+        record.fell_back(gateway, request, copy, fallback, error)
         return _fall_back(gateway, copy, fallback, body, request, context)
     if answer.metadata:
         identity = ("x-request-id", request.request_id)
@@ -113,9 +110,21 @@ def _send(
     return runtime.forward(
         body,
         timeout_s=min(limits_s, default=None),
-        metadata=[*without_identity(metadata), ("x-request-id", request.request_id)],
+        metadata=onward(metadata, request.request_id, request.trace),
         on_call=lambda cancel: cancel_with(context, cancel),
     )
+
+
+def onward(
+    metadata: Metadata, request_id: str, trace: RequestTrace | None
+) -> list[tuple[str, str | bytes]]:
+    """The caller's metadata for another server: there, too, the request goes by our identity, and
+    where tracing is on its span is a child of ours."""
+    mine: list[tuple[str, str | bytes]] = [("x-request-id", request_id)]
+    if trace is None:
+        return [*without_identity(metadata), *mine]
+    mine += trace.headers()
+    return [*(item for item in metadata if item[0] not in _CONTEXT), *mine]
 
 
 def without_identity(metadata: Metadata) -> Iterator[tuple[str, str | bytes]]:
@@ -134,24 +143,16 @@ def record_answer(
     gateway: Gateway, copy: Copy, request: InferRequest, began_ns: int, response: bytes
 ) -> None:
     """Count an answered request, note when, mirror it. ``began_ns``: when it was sent on."""
-    nbytes = len(response)
     done = monotonic_ns()
-    timing = Timing(
-        queue_ns=max(0, request.started_ns - request.received_ns), execute_ns=done - began_ns
-    )
-    now_ms = gateway.clock.now_ns() // 1_000_000
-    total_ns = done - request.received_ns
-    gateway.page.record(
-        copy.slot, timing, total_ns, now_ms, request.nbytes, nbytes, request.transport
-    )
-    gateway.timings.append(
-        TimingRecord(
-            request.request_id, request.traceparent, copy.key, request.received_ns, done, timing,
-            "OK", request.nbytes, nbytes,
-        )
-    )  # fmt: skip
-    if request.sample is not None:
-        request.sample.answered(copy, timing, done, response)
+    timing = _timing(request, began_ns, done)
+    start = request.received_ns
+    record.answered(gateway, request, copy, timing, start, done, len(response), response)
+
+
+def _timing(request: InferRequest, began_ns: int, done_ns: int) -> Timing:
+    """Everything from when it was sent on is execution."""
+    queue_ns = max(0, request.started_ns - request.received_ns)
+    return Timing(queue_ns=queue_ns, execute_ns=done_ns - began_ns)
 
 
 def cancel_with(context: Any, cancel: Any) -> None:
@@ -172,11 +173,12 @@ def _fall_back(
     try:
         parsed = codec.parse_request(body, request.request_id)
     except RequestError as error:  # only now is it looked at
-        path.record_failure(gateway, request, copy, request.received_ns, error)
+        record.failed(gateway, request, copy, request.received_ns, error)
         raise
     parsed.traceparent, parsed.deadline_ns = request.traceparent, request.deadline_ns
     parsed.received_ns, parsed.started_ns = request.received_ns, request.started_ns
-    parsed.sample, parsed.transport = request.sample, request.transport
+    parsed.sample, parsed.trace = request.sample, request.trace
+    parsed.transport = request.transport
     return path.infer(
         gateway, parsed, _encode_marked(fallback), lambda: not context.is_active(), on=fallback
     )

@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 #: Per thread: when the body of the call that it works on was complete (``received_ns``).
 current = threading.local()
 
+CountRefusal = Callable[..., None]
+
 _EXPECTED = {
     "_unary_response_in_pool": 6,
     "_stream_response_in_pool": 6,
@@ -73,13 +75,15 @@ class GrpcPool(futures.ThreadPoolExecutor):
 
     It is a ``ThreadPoolExecutor`` (its own threads are the control lane), because grpcio checks
     for one. Handlers say their lane by an attribute ``lane``: ``"inference"``, ``"slow"``,
-    ``"stream"``; control otherwise.
+    ``"stream"``; control otherwise. ``count_refusal`` counts what is refused here: the transport,
+    the call's metadata, why, and how large its body was and when it was complete.
     """
 
-    def __init__(self, work: WorkPool, admission: Admission) -> None:
+    def __init__(self, work: WorkPool, admission: Admission, count_refusal: CountRefusal) -> None:
         super().__init__(max_workers=4, thread_name_prefix="grpc-control")
         self._work = work
         self._admission = admission
+        self._count_refusal = count_refusal
         self._slow = futures.ThreadPoolExecutor(2, thread_name_prefix="grpc-slow")
         self._streams = futures.ThreadPoolExecutor(
             admission.max_streams, thread_name_prefix="grpc-stream"
@@ -101,7 +105,7 @@ class GrpcPool(futures.ThreadPoolExecutor):
             try:
                 self._admission.enter_request()
             except OverloadedError as error:
-                self._admission.count_failure("grpc", error)
+                self._count_refusal("grpc", rpc_event.invocation_metadata, error)
                 return _refuse(state, rpc_event.call, error)
         if not self.prefetch or target is not _server._unary_response_in_pool:
             if lane == "inference":
@@ -145,16 +149,17 @@ class GrpcPool(futures.ThreadPoolExecutor):
         if lane != "inference":
             self._submit_other(lane, fn, args)
             return
-        nbytes = len(body)
+        nbytes, received_ns = len(body), monotonic_ns()
         try:
             self._admission.enter_bytes(nbytes)
         except OverloadedError as error:
             self._admission.leave_request(0)
-            self._admission.count_failure("grpc", error)
+            metadata = rpc_event.invocation_metadata
+            self._count_refusal("grpc", metadata, error, nbytes, received_ns)
             with state.condition:
                 _refuse(state, rpc_event.call, error)
             return
-        self._work.put(self._admitted, fn, args, nbytes, monotonic_ns())
+        self._work.put(self._admitted, fn, args, nbytes, received_ns)
 
     def _admitted(
         self, fn: Callable[..., Any], args: tuple[Any, ...], nbytes: int, received_ns: int
@@ -171,7 +176,7 @@ class GrpcPool(futures.ThreadPoolExecutor):
         try:
             self._admission.enter_stream()
         except OverloadedError as error:
-            self._admission.count_failure("stream", error)
+            self._count_refusal("stream", rpc_event.invocation_metadata, error)
             return _refuse(state, rpc_event.call, error)
         future = self._streams.submit(fn, *args)
         future.add_done_callback(lambda _: self._admission.leave_stream())

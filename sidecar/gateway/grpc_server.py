@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from concurrent import futures
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
@@ -14,7 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from sidecar.errors import ConfigError, Problem
 from sidecar.gateway.core import Gateway
 from sidecar.gateway.grpc_pool import GrpcPool
-from sidecar.gateway.servicer import SERVICE, generic_handler
+from sidecar.gateway.servicer import SERVICE, count_refusal, generic_handler
 from sidecar.health import HealthServicer
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class GrpcServers:
     def __init__(self, gateway: Gateway, config: GatewayConfig) -> None:
         self._gateway = gateway
         self._config = config
-        self._pool = GrpcPool(gateway.pool, gateway.admission)
+        refusals = partial(count_refusal, gateway)
+        self._pool = GrpcPool(gateway.pool, gateway.admission, refusals)
         self._health = HealthServicer()
         self._servers: list[grpc.Server] = []
         self._stopped = threading.Event()

@@ -50,6 +50,7 @@ from sidecar.gateway.http_call import (
     json_reply,
 )
 from sidecar.gateway.http_protocol import HttpLimits
+from sidecar.gateway.tracing import Traced, context_of
 from sidecar.protocol.json_codec import Envelope
 from sidecar.protocol.pb import inference_pb2 as pb
 from sidecar.protocol.status import client_message, http_status
@@ -61,7 +62,6 @@ logger = logging.getLogger(__name__)
 
 #: Longer or unprintable ids are replaced by ours: they end up in logs and file names.
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}[\x21-\x7e]{0,128}")
 
 
 class HttpApp:
@@ -113,7 +113,8 @@ class HttpApp:
             # The time to drain is over. The answer is the last thing this task does.
             reply = error_reply(503, "the server stopped before the answer was ready")
         except Exception as error:
-            logger.exception("request %s failed", request_id)
+            traced = {"trace": context_of(call.trace)} if isinstance(call.trace, Traced) else None
+            logger.exception("request %s failed", request_id, extra=traced)
             reply = error_reply(http_status(error), client_message(error))
         await self._send(reply, request_id, send)
 
@@ -148,18 +149,22 @@ class HttpApp:
 
     async def _infer(self, call: Call) -> Reply:
         began, made = monotonic_ns(), list[Inference]()
+        if (tracing := self._backend.tracing) is not None:
+            call.trace = tracing.begin(*call.context)
         try:
             return await self._infer_on(call, made)
         except BaseException as error:
             if not any(inference.reached for inference in made):  # else the core has counted it
                 ns = monotonic_ns() - began
-                self._backend.count_failure("http", _in_our_words(error), ns)
+                self._backend.count_failure(
+                    "http", _in_our_words(error), ns, call.trace,
+                    model=call.model[0], request_id=call.request_id,
+                )  # fmt: skip
             raise
 
     async def _infer_on(self, call: Call, made: list[Inference]) -> Reply:
         encoding = check_encoding(call.headers.get(b"content-encoding", b"").decode("latin-1"))
         json_bytes = call.size(b"inference-header-content-length")
-        traceparent = call.headers.get(b"traceparent", b"")
         name, version = call.model
         with Reservation(self._backend) as reservation:
             body = await self._body(call, reservation)
@@ -168,7 +173,7 @@ class HttpApp:
                 version,
                 call.request_id,
                 json_bytes=json_bytes,
-                traceparent=traceparent.decode() if _TRACEPARENT.fullmatch(traceparent) else "",
+                traceparent=call.traceparent,
                 received_ns=monotonic_ns(),
             )
 
@@ -177,7 +182,7 @@ class HttpApp:
 
             pack = accepted_encoding(call.headers.get(b"accept-encoding", b"").decode("latin-1"))
             inference = Inference(
-                self._backend, body, envelope, undo, self._default_timeout_s, pack
+                self._backend, body, envelope, undo, self._default_timeout_s, pack, call.trace
             )
             made.append(inference)
             del body  # the work drops it as soon as it is decompressed

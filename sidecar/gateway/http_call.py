@@ -19,6 +19,7 @@ from sidecar.gateway.api import Backend
 from sidecar.gateway.deadline import set_deadline
 from sidecar.gateway.http_body import compress
 from sidecar.gateway.messages import InferRequest, InferResponse
+from sidecar.gateway.tracing import RequestTrace, working_on
 from sidecar.protocol.json_codec import EncodedResponse, Envelope, decode_request, encode_response
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -30,6 +31,7 @@ WATCH_AFTER_S = 0.05
 #: Smaller answers are sent as they are, even to clients that would take them compressed.
 PACK_BYTES_MIN = 1024
 _DIGITS = re.compile(rb"[0-9]{1,18}")
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}[\x21-\x7e]{0,128}")
 _JSON = b"application/json"
 
 
@@ -42,6 +44,7 @@ class Call:
     headers: dict[bytes, bytes]
     path: Mapping[str, str]
     request_id: str
+    trace: RequestTrace | None = None  # of an inference, where tracing is on
 
     @property
     def model(self) -> tuple[str, str]:
@@ -57,6 +60,30 @@ class Call:
             message = f"the header {name.decode()} must be a number of bytes"
             raise InvalidRequestError(message)
         return int(value)
+
+    @property
+    def traceparent(self) -> str:
+        """The header, ``""`` where it is missing or nothing like one."""
+        sent = self.headers.get(b"traceparent", b"")
+        return sent.decode() if _TRACEPARENT.fullmatch(sent) else ""
+
+    @property
+    def context(self) -> tuple[str, str]:
+        """``traceparent`` and ``tracestate``.
+
+        Two of the first contradict each other, and are none; several of the others are one list.
+        """
+        traceparent = self.traceparent
+        if not traceparent:
+            return "", ""
+        parents = 0
+        states: list[bytes] = []
+        for name, value in self.scope["headers"]:
+            if name == b"traceparent":
+                parents += 1
+            elif name == b"tracestate":
+                states.append(value)
+        return ("", "") if parents > 1 else (traceparent, b",".join(states).decode("latin-1"))
 
     @property
     def token(self) -> str | None:
@@ -129,6 +156,7 @@ class Inference:
         undo: Callable[[bytes], bytes],
         default_timeout_s: float | None,
         pack: str = "",
+        trace: RequestTrace | None = None,
     ) -> None:
         self._backend = backend
         self._body = body
@@ -136,6 +164,7 @@ class Inference:
         self._undo = undo
         self._default_timeout_s = default_timeout_s
         self._pack = pack
+        self._trace = trace
         self.cancelled = False
         self.reached = False  # whether it got to the core, which counts it from there on
         self._loop = asyncio.get_running_loop()
@@ -146,10 +175,14 @@ class Inference:
         """Work, on a thread of the pool. Raises nothing: whoever waits gets the error."""
         result: EncodedResponse | None = None
         error: BaseException | None = None
+        if self._trace is not None:
+            working_on(self._trace)
         try:
             result = self._work()
         except BaseException as caught:  # noqa: BLE001 - it is the waiting request's, and goes there
             error = caught
+        if self._trace is not None:
+            working_on(None)
         with suppress(RuntimeError):  # the loop is closed: the server was stopped meanwhile
             self._loop.call_soon_threadsafe(self._deliver, result, error)
 
@@ -163,6 +196,7 @@ class Inference:
         del packed
         request, binary = decode_request(body, self._envelope)
         request.started_ns, request.transport = started, "http"
+        request.trace = self._trace
         request.parse_ns = monotonic_ns() - started
         self._set_deadline(request)
         if (tap := self._backend.tap) is not None:

@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sidecar import config_plain, logs
 from sidecar.control import Connection
 from sidecar.errors import ConfigError, RequestError, SidecarError
-from sidecar.gateway import listener
+from sidecar.gateway import listener, tracing
 from sidecar.gateway.changes import SupervisedControl
 from sidecar.gateway.core import Gateway
 from sidecar.gateway.grpc_server import GrpcServers
 from sidecar.gateway.pages import Page
 from sidecar.gateway.registry import slots_of
 from sidecar.gateway.tracefile import TraceWriter
+from sidecar.gateway.tracing import Tracing
 
 if TYPE_CHECKING:
     from sidecar.config import SidecarConfig
     from sidecar.gateway.http import HttpServer
+    from sidecar.gateway.logrecords import LogRecords
 
 # By name: as the supervisor starts it this module is `__main__`, and below nothing of ours.
 logger = logging.getLogger("sidecar.gateway.main")
@@ -49,26 +51,40 @@ class Worker:
         self._http: HttpServer | None = None
         self._trace = TraceWriter(config.gateway.trace, self.gateway)
         self._grpc_addresses: list[str] = []
+        self._logs: LogRecords | None = None
 
     def mirror(self, base_dir: Path, index: int) -> None:
-        """Hand a sample of what is answered to the monitor, where the config has one.
+        """Hand the monitor a sample of what is answered, spans and log records, as configured.
 
         Args:
             base_dir: the folder of the config's file.
             index: this worker's, among those of one ``serve``.
         """
-        if not self.config.monitored:
+        config, wanted = self.config, self.config.tracing
+        if not (config.monitored or wanted["on"] or wanted["logs"]):
             return  # and nothing is imported for it
+        from sidecar.gateway.backlog import Told
         from sidecar.gateway.tap import Tap
         from sidecar.monitor.places import socket_path
 
         gateway = self.gateway
-        path = socket_path(self.config, base_dir)
-        watched = frozenset(model.name for model in self.config.models if model.is_watched)
-        # A monitor that was asked for without anything to compare hears of everything.
+        told = Told(gateway.page, spans=wanted["on"], logs=wanted["logs"])
+        watched = frozenset(model.name for model in config.models if model.is_watched)
+        # A monitor that was asked for without anything to compare hears of everything; one that is
+        # there to tell, of nothing but that.
+        models = None if config.monitor.enabled and not watched else watched
+        if told.spans is not None:
+            gateway.tracing = Tracing(wanted, told.spans, gateway.clock)
+            logs.follow(tracing.current)
         gateway.tap = Tap(
-            path, self.config.monitor, gateway.page, gateway.clock, index, models=watched or None
-        )
+            socket_path(config, base_dir), config.monitor, gateway.page, gateway.clock, index,
+            models, told,
+        )  # fmt: skip
+        if told.logs is not None:
+            from sidecar.gateway.logrecords import LogRecords
+
+            self._logs = LogRecords(told.logs)
+            self._logs.attach()
         gateway.tap.start()
 
     def start(self, addresses: dict[str, str], state: list[dict[str, Any]]) -> dict[str, str]:
@@ -144,6 +160,8 @@ class Worker:
             self._http.stop(timeout_s=max(_GRACE_S, (end - clock.monotonic_ns()) / 1e9))
         self._grpc.stop(_GRACE_S)
         self._trace.stop()
+        if self._logs is not None:
+            self._logs.detach()
         self.gateway.close()
         logger.info("drained in %.1f s", (clock.monotonic_ns() - start) / 1e9)
 

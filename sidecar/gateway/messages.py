@@ -13,6 +13,7 @@ from sidecar.runtimes.base import Array
 
 if TYPE_CHECKING:
     from sidecar.gateway.sample import Sample
+    from sidecar.gateway.tracing import RequestTrace
 
 ParameterValue = bool | int | float | str
 
@@ -80,6 +81,7 @@ class InferRequest:
         parse_ns: what the transport spent on reading the body; part of the decode stage.
         transport: how it came: ``grpc``, ``stream`` (gRPC as well) or ``http``.
         sample: set when this request is mirrored to the monitor.
+        trace: whose trace it belongs to, and whether it is recorded; ``None``: tracing is off.
     """
 
     model_name: str
@@ -97,6 +99,7 @@ class InferRequest:
     parse_ns: int = 0
     transport: str = "grpc"
     sample: Sample | None = None
+    trace: RequestTrace | None = None
 
 
 @dataclass(slots=True)

@@ -16,29 +16,26 @@ execute     the runtime                                          runtimes/
 outputs     shared memory, classification                        below
 encode      the transport's function, so that its time is a
             stage like the others
-record      counters and histograms in the page, one timing record; failures too
-mirror      last: the client's answer is ready, and a sampled
-            exchange is only handed over                         sample.py, tap.py
+record      last: the client's answer is ready. Counters and
+            histograms in the page, one timing record, a record of
+            the span where it is traced; failures too            record.py, tracing.py
+mirror      a sampled exchange is only handed over               sample.py, tap.py
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from concurrent import futures
-from contextlib import suppress
 from time import monotonic_ns
 from typing import TYPE_CHECKING, TypeVar
 
 from sidecar.errors import (
     CancelledError,
     DeadlineError,
-    ExecutionError,
     InvalidRequestError,
-    OverloadedError,
-    RequestError,
     UpstreamError,
 )
+from sidecar.gateway import record
 from sidecar.gateway.cache import make_key
 from sidecar.gateway.messages import (
     InferRequest,
@@ -49,15 +46,12 @@ from sidecar.gateway.messages import (
 )
 from sidecar.gateway.pages import Timing
 from sidecar.gateway.registry import Copy, Entry
-from sidecar.gateway.timing import TimingRecord
 from sidecar.protocol.arrays import materialize
 from sidecar.protocol.encode import classify, raw_bytes
 from sidecar.runtimes.base import Array, ForwardingRuntime
 
 if TYPE_CHECKING:
     from sidecar.gateway.core import Gateway
-
-logger = logging.getLogger(__name__)
 
 Encoded = TypeVar("Encoded")
 Encode = Callable[[InferResponse], tuple[Encoded, int]]  # the answer, and its size in bytes
@@ -67,18 +61,6 @@ IsCancelled = Callable[[], bool]
 _NOT_CONTENT = frozenset({"timeout", "priority", "binary_data_output", "sequence_start"})
 #: Parameters that say how HTTP is to answer: nothing for another server.
 _OF_THE_TRANSPORT = frozenset({"binary_data_output"})
-#: Statuses of another server that say that it failed, not that the request is wrong.
-_SERVER_FAULTS = frozenset(
-    {
-        "UNAVAILABLE",
-        "INTERNAL",
-        "UNKNOWN",
-        "RESOURCE_EXHAUSTED",
-        "DATA_LOSS",
-        "ABORTED",
-        "CANCELLED",
-    }
-)
 
 
 def infer(
@@ -120,20 +102,9 @@ def infer(
         done = monotonic_ns()
         timing.encode_ns = done - before
     except BaseException as error:
-        record_failure(gateway, request, copy, start, error)
+        record.failed(gateway, request, copy, start, error, timing)
         raise
-    gateway.page.record(
-        answered_by.slot, timing, done - start, gateway.clock.now_ns() // 1_000_000,
-        request.nbytes, nbytes, request.transport,
-    )  # fmt: skip
-    gateway.timings.append(
-        TimingRecord(
-            request.request_id, request.traceparent, answered_by.key, start, done, timing, "OK",
-            request.nbytes, nbytes,
-        )
-    )  # fmt: skip
-    if request.sample is not None:
-        request.sample.answered(answered_by, timing, done, encoded)
+    record.answered(gateway, request, answered_by, timing, start, done, nbytes, encoded)
     return encoded
 
 
@@ -210,13 +181,9 @@ def _answer(
                 run(copy) if after_ms is None else _in_time(gateway, copy, run, timing, after_ms)
             )
         except Exception as error:
-            if not is_server_fault(error) or deadline_over(request):
+            if not record.is_server_fault(error) or deadline_over(request):
                 raise
-            bug = None if isinstance(error, RequestError) else error
-            logger.warning("%s failed, %s answers: %s", copy.key, fallback.key, error, exc_info=bug)
-            gateway.page.add(copy.slot, "fallbacks")
-            if request.sample is not None:
-                request.sample.fell_back(copy, fallback, error)
+            record.fell_back(gateway, request, copy, fallback, error)
             return run(fallback), fallback
     if key is not None and gateway.cache is not None:
         gateway.cache.put(key, results)
@@ -229,15 +196,6 @@ def fallback_for(entry: Entry, copy: Copy, version: str) -> Copy | None:
     if fallback is None or fallback is copy or version not in ("", fallback.version):
         return None
     return fallback
-
-
-def is_server_fault(error: Exception) -> bool:
-    """Whether a request failed by the server's fault, so that another variant may answer it."""
-    if isinstance(error, UpstreamError):
-        return error.code in _SERVER_FAULTS
-    if isinstance(error, RequestError):
-        return isinstance(error, ExecutionError | DeadlineError | OverloadedError)
-    return True  # a bug, and the other variant need not have it
 
 
 def deadline_over(request: InferRequest) -> bool:
@@ -299,25 +257,28 @@ def _execute(
         timing.execute_ns = result.execute_ns
         timing.executed = False  # the batch is counted once, by the batcher
         return result.outputs
-    if isinstance(copy.runtime, ForwardingRuntime):
-        with gateway.pool.waiting():
-            results = _ask(copy.runtime, request, arrays, names)
-    elif copy.runtime.waits:
-        with gateway.pool.waiting():
-            results = copy.runtime.infer(arrays, names)
-    else:
-        results = copy.runtime.infer(arrays, names)
-    timing.execute_ns = monotonic_ns() - began
-    return results
+    try:
+        if isinstance(copy.runtime, ForwardingRuntime):
+            with gateway.pool.waiting():
+                return _ask(copy.runtime, request, arrays, names)
+        if copy.runtime.waits:
+            with gateway.pool.waiting():
+                return copy.runtime.infer(arrays, names)
+        return copy.runtime.infer(arrays, names)
+    finally:
+        timing.execute_ns = monotonic_ns() - began
 
 
 def _ask(
     runtime: ForwardingRuntime, request: InferRequest, arrays: dict[str, Array], names: list[str]
 ) -> list[Array]:
-    """Another server executes: it gets what is left of the time, and the request's identity."""
+    """Another server executes: it gets what is left of the time, the request's identity, and whose
+    trace it belongs to."""
     deadline_ns = request.deadline_ns
     metadata = [("x-request-id", request.request_id)] if request.request_id else []
-    if request.traceparent:
+    if request.trace is not None:
+        metadata += request.trace.headers()
+    elif request.traceparent:
         metadata.append(("traceparent", request.traceparent))
     try:
         return runtime.infer_within(
@@ -367,32 +328,3 @@ def _outputs(
             tensor.region = RegionRef(output.region.region, len(raw), output.region.offset)
         tensors.append(tensor)
     return InferResponse(request.model_name, copy.version, request.id, tensors)
-
-
-# --- record ---------------------------------------------------------------------------------------
-
-
-def record_failure(
-    gateway: Gateway,
-    request: InferRequest,
-    copy: Copy | None,
-    start_ns: int,
-    error: BaseException,
-) -> None:
-    """Count a request that failed, and note when and how. (The transport logs what is a bug.)"""
-    now = monotonic_ns()
-    if copy is None:  # it failed before the route: was it for a model that is here?
-        with suppress(RequestError):
-            _, copy = gateway.registry.find(request.model_name, request.model_version)
-    slot = None if copy is None else copy.slot
-    gateway.page.record_failure(slot, request.transport, error, now - start_ns)
-    if copy is None:
-        gateway.page.add_server("unknown_model")
-    elif request.sample is not None and isinstance(error, Exception) and is_server_fault(error):
-        request.sample.failed(copy, error)
-    gateway.timings.append(
-        TimingRecord(
-            request.request_id, request.traceparent, copy.key if copy else request.model_name[:256],
-            start_ns, now, Timing(), type(error).__name__, request.nbytes, 0,
-        )
-    )  # fmt: skip

@@ -84,8 +84,9 @@ class Sample:
         try:
             if response is not None:
                 response = [owned(part) for part in response]
+            trace = request if request.trace is None else request.trace
             exchange = Exchange(
-                request.request_id, request.traceparent, copy.model, copy.key, self._transport,
+                request.request_id, trace.traceparent, copy.model, copy.key, self._transport,
                 self._body, None, self._header_bytes, self.response_header_bytes, outcome,
                 self._start_ns, end_ns, execute_ns, tap.clock.now_ns(), os.getpid(),
             )  # fmt: skip
@@ -107,3 +108,10 @@ def owned(part: Bytes) -> Bytes:
         if isinstance(owner, np.ndarray) and owner.nbytes > 2 * part.nbytes:
             return bytes(part)
     return part
+
+
+def uses_regions(request: InferRequest) -> bool:
+    """Whether tensors of it lie in shared memory, or are to."""
+    return any(tensor.region is not None for tensor in request.inputs) or any(
+        output.region is not None for output in request.outputs
+    )

@@ -17,6 +17,7 @@ from sidecar.gateway import forward, grpc_pool, path
 from sidecar.gateway.deadline import set_deadline
 from sidecar.gateway.messages import InferResponse
 from sidecar.gateway.streams import serve_stream
+from sidecar.gateway.tracing import RequestTrace, working_on
 from sidecar.protocol import codec, wire
 from sidecar.protocol.encode import encode_response
 from sidecar.protocol.pb import inference_pb2 as pb
@@ -50,28 +51,50 @@ class InferServicer:
 
     def infer(self, body: bytes, context: grpc.ServicerContext) -> bytes:
         """One inference: ``ModelInferRequest`` bytes → ``ModelInferResponse`` bytes."""
+        gateway = self._gateway
+        metadata = context.invocation_metadata() or ()
+        request_id, traceparent, tracestate = identity(gateway, metadata)
+        context.set_trailing_metadata((("x-request-id", request_id),))
+        if gateway.tracing is None:
+            return self._infer(body, context, metadata, request_id, traceparent, None)
+        trace = gateway.tracing.begin(traceparent, tracestate)
+        working_on(trace)
+        try:
+            return self._infer(body, context, metadata, request_id, traceparent, trace)
+        finally:
+            working_on(None)
+
+    def _infer(
+        self,
+        body: bytes,
+        context: grpc.ServicerContext,
+        metadata: Metadata,
+        request_id: str,
+        traceparent: str,
+        trace: RequestTrace | None,
+    ) -> bytes:
         started = monotonic_ns()
         received = getattr(grpc_pool.current, "received_ns", 0) or started
-        metadata = context.invocation_metadata() or ()
-        request_id, traceparent = self._identity(metadata)
-        context.set_trailing_metadata((("x-request-id", request_id),))
         remaining_s = context.time_remaining()
         tap = self._gateway.tap
+        model = ""
         reached = False  # from there on it is counted with its model
         try:
             if self._any_remote:
                 envelope = wire.scan_request(body)
+                model = envelope.model_name
                 target = forward.target(self._gateway, envelope)
                 if target is not None:
                     request = forward.request_of(body, envelope, request_id, traceparent)
                     request.received_ns, request.started_ns = received, started
+                    request.trace = trace
                     set_deadline(request, started, remaining_s, self._default_timeout_s)
                     if tap is not None:
                         tap.consider(request, "grpc", body, parameters=envelope.parameters)
                     reached = True
                     return forward.unary(self._gateway, target, body, request, metadata, context)
             request = codec.parse_request(body, request_id)
-            request.traceparent = traceparent
+            request.traceparent, request.trace = traceparent, trace
             request.received_ns, request.started_ns = received, started
             request.parse_ns = monotonic_ns() - started
             set_deadline(request, started, remaining_s, self._default_timeout_s)
@@ -82,24 +105,52 @@ class InferServicer:
         except Exception as error:  # noqa: BLE001 - the last stop: a client gets a status, never a trace
             caught: Exception = error
         if not reached:
-            self._gateway.admission.count_failure("grpc", caught, monotonic_ns() - received)
+            self._gateway.count_failure(
+                "grpc", caught, monotonic_ns() - received, trace,
+                model=model, request_id=request_id, nbytes=len(body),
+            )  # fmt: skip
         return abort(context, caught)
 
     def stream(self, bodies: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """A stream of inferences, answered in order; an error is an element, not the end."""
         metadata = context.invocation_metadata() or ()
-        request_id, traceparent = self._identity(metadata)
-        return serve_stream(self._gateway, bodies, context, metadata, request_id, traceparent)
+        return serve_stream(
+            self._gateway, bodies, context, metadata, *identity(self._gateway, metadata)
+        )
 
-    def _identity(self, metadata: Metadata) -> tuple[str, str]:
-        """The request's identity (the client's, or one we make) and its trace context."""
-        request_id = traceparent = ""
-        for key, value in metadata:
-            if key == "x-request-id" and _REQUEST_ID.fullmatch(str(value)):
-                request_id = str(value)
-            elif key == "traceparent":
-                traceparent = str(value)[:_TRACEPARENT_MAX]
-        return request_id or self._gateway.request_ids.make(), traceparent
+
+def identity(gateway: Gateway, metadata: Metadata) -> tuple[str, str, str]:
+    """A call's identity (the client's, or one we make), ``traceparent`` and ``tracestate``.
+
+    Several ``tracestate`` are one list; of several ``traceparent`` gRPC itself keeps one.
+    """
+    request_id = traceparent = tracestate = ""
+    for key, value in metadata:
+        if key == "x-request-id" and _REQUEST_ID.fullmatch(str(value)):
+            request_id = str(value)
+        elif key == "traceparent":
+            traceparent = str(value)[:_TRACEPARENT_MAX]
+        elif key == "tracestate":
+            tracestate = f"{tracestate},{value!s}" if tracestate else str(value)
+    return request_id or gateway.request_ids.make(), traceparent, tracestate
+
+
+def count_refusal(
+    gateway: Gateway,
+    transport: str,
+    metadata: Metadata,
+    error: Exception,
+    nbytes: int = 0,
+    received_ns: int = 0,
+) -> None:
+    """Count a call that was refused before there was a thread for it."""
+    ns = monotonic_ns() - received_ns if received_ns else 0
+    if gateway.tracing is None:
+        gateway.count_failure(transport, error, ns)
+        return
+    request_id, traceparent, tracestate = identity(gateway, metadata)
+    trace = gateway.tracing.begin(traceparent, tracestate)
+    gateway.count_failure(transport, error, ns, trace, request_id=request_id, nbytes=nbytes)
 
 
 def encode(response: InferResponse) -> tuple[bytes, int]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import chain
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 
@@ -27,9 +27,11 @@ from sidecar.errors import (
     UnavailableError,
     UpstreamError,
 )
-from sidecar.gateway import forward, path
+from sidecar.gateway import forward, path, record
 from sidecar.gateway.deadline import NO_DEADLINE_S, set_deadline
 from sidecar.gateway.messages import InferRequest, InferResponse
+from sidecar.gateway.pages import Timing
+from sidecar.gateway.tracing import RequestTrace, Traced, working_on
 from sidecar.protocol import codec, wire
 from sidecar.protocol.encode import encode_response
 from sidecar.protocol.fields import encode_varint
@@ -62,6 +64,7 @@ def serve_stream(
     metadata: Metadata,
     request_id: str,
     traceparent: str,
+    tracestate: str = "",
 ) -> Iterator[bytes]:
     """Answer a stream. Yields serialized ``ModelStreamInferResponse`` messages."""
     errors_end_it = any(
@@ -70,19 +73,21 @@ def serve_stream(
     first = next(bodies, None)
     if first is None:
         return
+    caller = _Caller(request_id, traceparent, tracestate)
     try:
         remote = _remote_target(gateway, first)
         if remote is not None:
-            yield from _forward(
-                gateway, remote, chain((first,), bodies), context, metadata, request_id, traceparent
-            )
+            yield from _forward(gateway, remote, chain((first,), bodies), context, metadata, caller)
             return
     except RequestError as error:
         if errors_end_it:
-            gateway.admission.count_failure("stream", error)
+            trace = caller.begin(gateway)
+            gateway.count_failure(
+                "stream", error, 0, trace, request_id=request_id, nbytes=len(first)
+            )
             _end(context, error)
         # The first request is answered by its error below, like any other.
-    reader = _Reader(gateway, chain((first,), bodies), context, request_id, traceparent)
+    reader = _Reader(gateway, chain((first,), bodies), context, caller)
     try:
         for slot in reader.slots():
             element = slot.result()
@@ -91,6 +96,19 @@ def serve_stream(
             yield element
     finally:
         reader.stop()
+
+
+class _Caller(NamedTuple):
+    """Whose stream it is: the call's identity and trace context, as received."""
+
+    request_id: str
+    traceparent: str
+    tracestate: str
+
+    def begin(self, gateway: Gateway) -> RequestTrace | None:
+        """The trace of one request: each is a child of the caller's span, or begins its own."""
+        tracing = gateway.tracing
+        return None if tracing is None else tracing.begin(self.traceparent, self.tracestate)
 
 
 def _end(context: grpc.ServicerContext, error: Exception) -> None:
@@ -125,14 +143,12 @@ class _Reader:
         gateway: Gateway,
         bodies: Iterator[bytes],
         context: grpc.ServicerContext,
-        request_id: str,
-        traceparent: str,
+        caller: _Caller,
     ) -> None:
         self._gateway = gateway
         self._bodies = bodies
         self._context = context
-        self._request_id = request_id
-        self._traceparent = traceparent
+        self._caller = caller
         self._slots: queue.Queue[_Slot | None] = queue.Queue(_WINDOW)
         self._stopped = threading.Event()
         threading.Thread(target=self._read, name="grpc-stream-reader", daemon=True).start()
@@ -178,31 +194,49 @@ class _Reader:
                 admission.leave_request(0)
                 raise
         except OverloadedError as error:
-            admission.count_failure("stream", error)
+            self._gateway.count_failure(
+                "stream", error, 0, self._caller.begin(self._gateway),
+                request_id=self._identity(number), nbytes=len(body),
+            )  # fmt: skip
             slot.set(_error_element(body, error), error)
             return
         self._gateway.pool.put(self._work, slot, body, number, monotonic_ns())
 
+    def _identity(self, number: int) -> str:
+        """One call, many requests: each has an identity of its own, made from the call's."""
+        return f"{self._caller.request_id}.{number}"
+
     def _work(self, slot: _Slot, body: bytes, number: int, received_ns: int) -> None:
+        trace = self._caller.begin(self._gateway)
+        if trace is not None:
+            working_on(trace)
         try:
-            element, failure = self._infer(body, number, received_ns), None
+            element, failure = self._infer(body, number, received_ns, trace), None
         except Exception as error:
             if not isinstance(error, RequestError):
                 logger.error("a streamed request failed by a fault of the server", exc_info=error)
             element, failure = _error_element(body, error), error
         finally:
             self._gateway.admission.leave_request(len(body))
+            if trace is not None:
+                working_on(None)
         slot.set(element, failure)
 
-    def _infer(self, body: bytes, number: int, received_ns: int) -> bytes:
+    def _infer(
+        self, body: bytes, number: int, received_ns: int, trace: RequestTrace | None
+    ) -> bytes:
         gateway, started = self._gateway, monotonic_ns()
-        # One call, many requests: each has an identity of its own, made from the call's.
+        request_id = self._identity(number)
         try:
-            request = codec.parse_request(body, f"{self._request_id}.{number}")
+            request = codec.parse_request(body, request_id)
         except Exception as error:
-            gateway.admission.count_failure("stream", error, monotonic_ns() - received_ns)
+            ns = monotonic_ns() - received_ns
+            gateway.count_failure(
+                "stream", error, ns, trace, request_id=request_id, nbytes=len(body)
+            )
             raise
-        request.transport, request.traceparent = "stream", self._traceparent
+        request.transport, request.traceparent = "stream", self._caller.traceparent
+        request.trace = trace
         request.received_ns, request.started_ns = received_ns, started
         request.parse_ns = monotonic_ns() - started
         # A stream's own deadline is the whole stream's; a request has its `timeout`.
@@ -252,17 +286,22 @@ class _Sent:
     counted in any case, and their times are the times between answers.
     """
 
-    def __init__(self, gateway: Gateway, copy: Copy, request_id: str, traceparent: str) -> None:
-        self._gateway, self._copy = gateway, copy
-        self._request_id, self._traceparent = request_id, traceparent
+    def __init__(self, gateway: Gateway, copy: Copy, caller: _Caller) -> None:
+        self._gateway, self._copy, self._caller = gateway, copy, caller
+        #: The first request's trace, which is known before it: the whole call belongs to it there,
+        #: since one call has one context.
+        self.trace = caller.begin(gateway)
         self._waiting: deque[InferRequest] = deque(maxlen=_SENT_MAX)
         self._count = 0
 
     def add(self, body: bytes, envelope: wire.Envelope) -> None:
         """A request goes out. (Called by the thread that sends.)"""
-        identity = f"{self._request_id}.{self._count}"
+        identity = f"{self._caller.request_id}.{self._count}"
+        request = forward.request_of(body, envelope, identity, self._caller.traceparent)
+        request.trace = self._caller.begin(self._gateway) if self._count else self.trace
+        if isinstance(request.trace, Traced):
+            request.trace.headers()  # it was sent on, too, within a call that names the first
         self._count += 1
-        request = forward.request_of(body, envelope, identity, self._traceparent)
         request.received_ns = request.started_ns = monotonic_ns()
         request.transport = "stream"
         if self._gateway.tap is not None:
@@ -295,7 +334,8 @@ class _Sent:
             self._fail(self._waiting.popleft(), error)
 
     def _fail(self, request: InferRequest, error: Exception) -> None:
-        path.record_failure(self._gateway, request, self._copy, request.received_ns, error)
+        timing = Timing(execute_ns=monotonic_ns() - request.started_ns)
+        record.failed(self._gateway, request, self._copy, request.received_ns, error, timing)
 
 
 def _forward(
@@ -304,14 +344,13 @@ def _forward(
     bodies: Iterator[bytes],
     context: grpc.ServicerContext,
     metadata: Metadata,
-    request_id: str,
-    traceparent: str,
+    caller: _Caller,
 ) -> Iterator[bytes]:
     """The whole stream goes to the other server, which may answer any number of times."""
     _, copy = target
     runtime: Any = copy.runtime
     assert isinstance(runtime, ForwardingRuntime)
-    sent = _Sent(gateway, copy, request_id, traceparent)
+    sent = _Sent(gateway, copy, caller)
 
     def checked() -> Iterator[bytes]:
         for body in bodies:
@@ -329,7 +368,7 @@ def _forward(
         elements: Any = runtime.forward_stream(
             checked(),
             timeout_s=remaining_s if remaining_s < NO_DEADLINE_S else None,
-            metadata=[*forward.without_identity(metadata), ("x-request-id", request_id)],
+            metadata=forward.onward(metadata, caller.request_id, sent.trace),
             on_call=lambda cancel: forward.cancel_with(context, cancel),
         )
         with closing(elements):

@@ -1,7 +1,7 @@
 """Timing records: one for each request, kept in a bounded buffer until somebody takes them.
 
-The path appends and never waits. Who takes them (the trace file here, the monitor's channel later)
-makes spans of them; with nobody taking, the oldest go, and are counted.
+The path appends and never waits. The trace file takes them; with nobody taking, the oldest go, and
+are counted. (Spans are made of other records, of sampled requests alone: see ``tracing.py``.)
 """
 
 from __future__ import annotations

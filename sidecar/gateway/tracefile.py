@@ -1,7 +1,7 @@
 """The trace file: timing records as JSON lines, while the trace level is TIMESTAMPS.
 
-It takes the records off the buffer, in small slices and off the request's path, as the monitor's
-channel will. ``trace_rate`` keeps one in so many, ``trace_count`` ends after so many.
+It takes the records off the buffer, in small slices and off the request's path. ``trace_rate``
+keeps one in so many, ``trace_count`` ends after so many.
 """
 
 from __future__ import annotations

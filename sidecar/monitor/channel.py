@@ -1,16 +1,11 @@
-"""The monitor's end of the channel on which gateway workers hand over sampled exchanges.
+"""The monitor's end of the channel on which gateway workers hand over exchanges, spans and logs.
 
 A Unix stream socket that only this user may connect to. The gateway never waits for it: whatever
-goes wrong here costs exchanges, and each is counted there.
-
-Frames (see ``sidecar/frames.py``)::
-
-    worker → monitor   HELLO {worker, pid} · EXCHANGE {e: [...]} request, response…
-                       COUNTERS {name: count} (absolute, since ``serve`` began)
-    monitor → worker   RATE {rate} · ACK {exchanges} (since the connection began)
+goes wrong here costs what was sent, and each is counted there. The frames are those of
+``channel_frames.py``.
 
 The worker counts what was not acknowledged when the connection ended as lost, and holds no more
-than its bound unacknowledged: what lies in the kernel meanwhile is bounded too.
+than its bounds unacknowledged: what lies in the kernel meanwhile is bounded too.
 """
 
 from __future__ import annotations
@@ -24,18 +19,29 @@ import stat
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sidecar import frames
 from sidecar.errors import SidecarError
-from sidecar.monitor.exchange import Bytes, Exchange
+from sidecar.monitor.channel_frames import (
+    ACK,
+    COUNTERS,
+    EXCHANGE,
+    HELLO,
+    LOGS,
+    RATE,
+    SPANS,
+    unpack_exchange,
+    unpack_logs,
+    unpack_spans,
+)
+from sidecar.monitor.exchange import Exchange
 from sidecar.monitor.places import address_of
+from sidecar.traces import SpanRecord
 
 logger = logging.getLogger(__name__)
-
-HELLO, EXCHANGE, COUNTERS, RATE, ACK = 1, 2, 3, 4, 5
 
 #: Connections at once: as many as there may be workers, and some that are being replaced.
 _CONNECTIONS_MAX = 512
@@ -45,6 +51,8 @@ _FRAME_EXTRA_BYTES = 2**20
 _SEND_TIMEOUT_S = 5.0
 #: Under load there is always more to read: then what has come is acknowledged so often.
 _ACK_BYTES = 128 * 1024
+#: A span or a log record, as it is on the way.
+_RECORD_BYTES = 512
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
@@ -62,6 +70,8 @@ class ExchangeListener:
             more is read from that worker. What it raises is logged, and the connection goes on.
         max_exchange_bytes: as configured for the gateway; a larger one ends the connection.
         rate: the sampling rate that workers are told when they connect.
+        on_spans, on_logs: the same for what was noted of traced requests, and for log records (as
+            ``unpack_logs`` gives them), as many as came together; ``None``: nobody wants them.
     """
 
     def __init__(
@@ -71,9 +81,11 @@ class ExchangeListener:
         *,
         max_exchange_bytes: int,
         rate: float,
+        on_spans: Callable[[list[SpanRecord]], None] | None = None,
+        on_logs: Callable[[list[dict[str, Any]]], None] | None = None,
     ) -> None:
         self.path = path
-        self._on_exchange = on_exchange
+        self._on_exchange, self._on_spans, self._on_logs = on_exchange, on_spans, on_logs
         self._max_frame_bytes = max_exchange_bytes + _FRAME_EXTRA_BYTES
         self._rate = rate
         self._lock = threading.Lock()
@@ -82,6 +94,7 @@ class ExchangeListener:
         self._closed = False
         self.received = 0
         self.bytes = 0
+        self.spans = self.logs = 0
         self.garbage = 0
         self._socket = _listen(path)
         self._inode = os.stat(path).st_ino  # noqa: PTH116 - beside the other calls of os here
@@ -192,6 +205,24 @@ class ExchangeListener:
         except Exception:
             logger.exception("an exchange could not be taken in")
 
+    def _take_spans(self, spans: list[SpanRecord]) -> None:
+        with self._lock:
+            self.spans += len(spans)
+        try:
+            if self._on_spans is not None:
+                self._on_spans(spans)
+        except Exception:
+            logger.exception("spans could not be taken in")
+
+    def _take_logs(self, logs: list[dict[str, Any]]) -> None:
+        with self._lock:
+            self.logs += len(logs)
+        try:
+            if self._on_logs is not None:
+                self._on_logs(logs)
+        except Exception:
+            logger.exception("log records could not be taken in")
+
     def _take_counters(self, worker: int, fields: dict[str, Any]) -> None:
         counters = {
             str(name): count for name, count in fields.items() if type(count) is int and count >= 0
@@ -253,77 +284,38 @@ class _Connection:
             message = "a connection must begin with who it is from"
             raise ValueError(message)
         self.greeted = True
-        taken = unacknowledged = 0
+        taken = {"exchanges": 0}
+        unacknowledged = 0
         while (frame := receiver.receive()) is not None:
-            if frame.kind == EXCHANGE:
-                exchange = unpack_exchange(frame.fields, frame.parts, pid)
-                self._listener._take(exchange)
-                taken += 1
-                unacknowledged += exchange.nbytes
-                # One answer for those that came together: an answer each would wake the worker's
-                # thread as often as there are exchanges.
-                if not receiver.buffered or unacknowledged > _ACK_BYTES:
-                    self.send(ACK, {"exchanges": taken})
-                    unacknowledged = 0
-            elif frame.kind == COUNTERS:
+            if frame.kind == COUNTERS:
                 self._listener._take_counters(worker, frame.fields)
-            else:
-                message = f"a frame of the unknown kind {frame.kind}"
-                raise ValueError(message)
+                continue
+            unacknowledged += self._take(frame, pid, taken)
+            # One answer for what came together: an answer each would wake the worker's thread as
+            # often as there are exchanges.
+            if not receiver.buffered or unacknowledged > _ACK_BYTES:
+                self.send(ACK, taken)
+                unacknowledged = 0
 
-
-# --- exchanges in frames --------------------------------------------------------------------------
-
-
-def pack_exchange(
-    exchange: Exchange, response_parts: Sequence[Bytes] | None
-) -> tuple[dict[str, Any], list[Bytes]]:
-    """An exchange as a frame's fields and parts.
-
-    Args:
-        exchange: its ``response`` is not looked at.
-        response_parts: the response in pieces, which are joined by the receiver; ``None``: none.
-    """
-    fields = {
-        "e": [
-            exchange.request_id, exchange.traceparent, exchange.model, exchange.variant,
-            exchange.transport, exchange.request_header_bytes, exchange.response_header_bytes,
-            exchange.outcome, exchange.start_ns, exchange.end_ns, exchange.execute_ns,
-            exchange.wall_ns, response_parts is not None,
-        ]
-    }  # fmt: skip
-    return fields, [exchange.request, *(response_parts or ())]
-
-
-_KINDS: tuple[Any, ...] = (
-    str, str, str, str, str, int | None, int | None, str, int, int, int, int, bool,
-)  # fmt: skip
-
-
-def unpack_exchange(fields: dict[str, Any], parts: list[Bytes], worker: int) -> Exchange:
-    """The other way.
-
-    Raises:
-        ValueError: not an exchange.
-    """
-    values = fields.get("e")
-    if (
-        not isinstance(values, list)
-        or len(values) != len(_KINDS)
-        or not all(map(isinstance, values, _KINDS))
-        or not parts
-    ):
-        message = "a frame that should hold an exchange does not"
+    def _take(self, frame: frames.Frame, pid: int, taken: dict[str, int]) -> int:
+        """Hand on what came, and count it in ``taken``; its size, about, in bytes."""
+        if frame.kind == EXCHANGE:
+            exchange = unpack_exchange(frame.fields, frame.parts, pid)
+            self._listener._take(exchange)
+            taken["exchanges"] += 1
+            return exchange.nbytes
+        if frame.kind == SPANS:
+            spans = unpack_spans(frame.fields)
+            self._listener._take_spans(spans)
+            taken["spans"] = taken.get("spans", 0) + len(spans)
+            return len(spans) * _RECORD_BYTES
+        if frame.kind == LOGS:
+            logs = unpack_logs(frame.fields)
+            self._listener._take_logs(logs)
+            taken["logs"] = taken.get("logs", 0) + len(logs)
+            return len(logs) * _RECORD_BYTES
+        message = f"a frame of the unknown kind {frame.kind}"
         raise ValueError(message)
-    response: Bytes | None = None
-    if values[12]:
-        response = parts[1] if len(parts) == 2 else b"".join(parts[1:])
-    return Exchange(
-        request_id=values[0], traceparent=values[1], model=values[2], variant=values[3],
-        transport=values[4], request=parts[0], response=response, request_header_bytes=values[5],
-        response_header_bytes=values[6], outcome=values[7], start_ns=values[8], end_ns=values[9],
-        execute_ns=values[10], wall_ns=values[11], worker=worker,
-    )  # fmt: skip
 
 
 # --- the socket -----------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ class Exchange:
     Attributes:
         request_id: the request's identity; both halves of a fallback (the version that failed, and
             the one that answered) are exchanges of their own with the same one.
-        traceparent: the W3C header as received, or ``""``.
+        traceparent: the W3C header that names the request's own span, and says whether it is
+            recorded; as received, or ``""``, where nothing is traced.
         model: its name.
         variant: ``model:version/name`` that answered, or failed.
         transport: ``grpc`` (``ModelInferRequest``, ``ModelInferResponse``), ``stream``

@@ -164,6 +164,8 @@ class Monitor:
             self._receive,
             max_exchange_bytes=self._config.monitor.channel.max_exchange_bytes,
             rate=self._rate.rate,
+            on_spans=self.telling.on_spans,
+            on_logs=self.telling.on_logs,
         )
         self._listener.start()
         self._state = "running"

@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 from exporters.instruments import INFERENCE_DURATION
 from exporters.telemetry import Bounds, Exporter, Settings, Signal, Telemetry
@@ -17,6 +21,13 @@ from exporters.telemetry.context import RANDOM, SAMPLED, TraceContext
 from exporters.telemetry.encode import Encoder
 from exporters.telemetry.model import Histogram, Link, Log, Span, SpanKind
 from exporters.telemetry.prometheus import exposition
+from sidecar.clock import SystemClock
+from sidecar.gateway.backlog import Backlog
+from sidecar.gateway.messages import InferRequest
+from sidecar.gateway.pages import Page, Timing, create_page
+from sidecar.gateway.tracing import Traced, Tracing, working_on
+from sidecar.monitor.channel_frames import pack_spans
+from sidecar.traces import SpanRecord
 from tests.support.otlp_receiver import GrpcReceiver, HttpReceiver, silent
 
 ATTRIBUTES = {
@@ -44,6 +55,51 @@ def each(what: Callable[[], object], count: int) -> float:
         what()
         taken.append((time.perf_counter() - start) / count * 1e6)
     return statistics.median(taken[1:])
+
+
+def on_the_path() -> None:
+    """What a traced request costs in the gateway, and one that is not; without what sends it."""
+    descriptor = create_page(1)
+    page = Page(descriptor, 1, owner=True)
+    os.close(descriptor)
+    spans: Backlog[SpanRecord] = Backlog(
+        page, "spans_dropped", capacity=COUNT * (ROUNDS + 2), unacknowledged=COUNT, slice_count=32
+    )
+    spans.open()
+    settings = {"ratio": 0.0, "parent": True}
+    tracing = Tracing(settings, spans, SystemClock())
+    timing = Timing()
+    copy: Any = SimpleNamespace(
+        model="digits", version="2", config=SimpleNamespace(name="int8"), forwards=False
+    )
+
+    def requests(header: str) -> Callable[[], object]:
+        def run() -> None:
+            for _ in range(COUNT):
+                trace = tracing.begin(header, "")
+                working_on(trace)
+                request = InferRequest("digits", "", "", "id", [], trace=trace)
+                if isinstance(trace, Traced):
+                    tracing.note(trace, request, copy, timing, 1, 2, "OK", 3)
+                working_on(None)
+
+        return run
+
+    def untraced() -> None:
+        for _ in range(COUNT):
+            InferRequest("digits", "", "", "id", [])
+
+    known = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0"
+    base = each(untraced, COUNT)
+    for what, header in (
+        ("a request that nobody traces", ""), ("whose caller does not", f"{known}0"),
+        ("whose caller does", f"{known}1"),
+    ):  # fmt: skip
+        line(f"on the path: {what}", f"{each(requests(header), COUNT) - base:.1f} µs")
+    taken = spans.take()
+    cost = each(lambda: json.dumps(pack_spans(taken), separators=(",", ":")).encode(), len(taken))
+    line(f"off it: a span in a slice of {len(taken)}", f"{cost:.1f} µs")
+    page.close()
 
 
 def line(what: str, text: str) -> None:
@@ -166,6 +222,7 @@ def quiet() -> Iterator[None]:
 def main() -> None:
     """Print all of it."""
     with quiet():
+        on_the_path()
         handing_over()
         encoding()
         for exporter in (Exporter.OTLP_GRPC, Exporter.OTLP_HTTP):

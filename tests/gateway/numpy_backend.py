@@ -59,6 +59,7 @@ class NumpyBackend:
         self, *, max_requests: int = 64, max_bytes: int = 2**26, token: str | None = None
     ) -> None:
         self.tap = None
+        self.tracing = None
         self.pool = ThreadPoolExecutor(4, thread_name_prefix="test-work")
         self._lock = threading.Lock()
         self._max_requests, self._max_bytes = max_requests, max_bytes
@@ -108,7 +109,9 @@ class NumpyBackend:
                 self.in_flight -= requests
                 self.bytes_in_flight -= nbytes
 
-    def count_failure(self, transport: str, error: BaseException, ns: int = 0) -> None:
+    def count_failure(
+        self, transport: str, error: BaseException, ns: int = 0, *_: object, **__: object
+    ) -> None:
         self.uncounted.append((transport, type(error).__name__, ns))
 
     def serve(self, request: InferRequest, encode: Any, is_cancelled: Any = None) -> Any:

@@ -15,9 +15,22 @@ import pytest
 from sidecar import frames
 from sidecar.config import parse
 from sidecar.monitor import channel, places
-from sidecar.monitor.channel import ACK, COUNTERS, EXCHANGE, HELLO, RATE, ChannelError
+from sidecar.monitor.channel import ChannelError
+from sidecar.monitor.channel_frames import (
+    ACK,
+    COUNTERS,
+    EXCHANGE,
+    HELLO,
+    LOGS,
+    RATE,
+    SPANS,
+    pack_exchange,
+    pack_logs,
+    pack_spans,
+)
 from sidecar.monitor.exchange import Exchange
-from tests.monitor.listening import MAX_EXCHANGE_BYTES, Listening, exchange, until
+from sidecar.traces import SpanRecord
+from tests.monitor.listening import MAX_EXCHANGE_BYTES, Listening, exchange, log, span, until
 
 
 @pytest.fixture
@@ -39,7 +52,7 @@ class Peer:
             frames.send(self.socket, HELLO, {"worker": worker, "pid": 100 + worker})
 
     def hand(self, one: Exchange, *response: bytes) -> None:
-        frames.send(self.socket, EXCHANGE, *channel.pack_exchange(one, response or None))
+        frames.send(self.socket, EXCHANGE, *pack_exchange(one, response or None))
 
     def hear(self, kind: int) -> dict[str, Any]:
         """The next frame of a kind."""
@@ -100,6 +113,49 @@ def test_a_fault_of_the_taker_costs_one_exchange(listening: Listening) -> None:
         listening.take(1)
 
 
+def test_spans_and_log_records_arrive_as_they_were(listening: Listening) -> None:
+    spans = [span(), span(model="ü", cached=True, outcome="OverloadedError", bytes_in=2**63 - 1)]
+    logs = [log(body="é"), log(attributes={"a": "b", "c": 1.5, "d": True}, traceparent="00-…")]
+    with peer(listening) as worker:
+        frames.send(worker.socket, SPANS, pack_spans(spans))
+        frames.send(worker.socket, LOGS, pack_logs(logs))
+        until(lambda: len(listening.logs) == 2, "they came")
+        taken = worker.hear(ACK)
+        while taken != {"exchanges": 0, "spans": 2, "logs": 2}:
+            taken = worker.hear(ACK)
+        worker.hand(exchange(), b"a")
+        assert worker.hear(ACK) == {"exchanges": 1, "spans": 2, "logs": 2}
+    assert listening.spans == spans
+    assert all(isinstance(one, SpanRecord) for one in listening.spans)
+    assert listening.logs == logs
+    assert (listening.listener.spans, listening.listener.logs) == (2, 2)
+
+
+def test_spans_that_cannot_be_taken_in_cost_themselves_only(listening: Listening) -> None:
+    listening.failure = RuntimeError("no")
+    with peer(listening) as worker:
+        frames.send(worker.socket, SPANS, pack_spans([span()]))
+        assert worker.hear(ACK) == {"exchanges": 0, "spans": 1}
+        listening.failure = None
+        frames.send(worker.socket, SPANS, pack_spans([span()]))
+        listening.take_spans(1)
+
+
+def test_who_wants_no_spans_takes_them_all_the_same(tmp_path: Path) -> None:
+    """They are acknowledged: the worker must not keep them for ever."""
+    listener = channel.ExchangeListener(
+        tmp_path / "tap.sock", lambda _: None, max_exchange_bytes=4096, rate=1
+    )
+    listener.start()
+    made = Peer(listener.path)
+    with made.socket:
+        frames.send(made.socket, SPANS, pack_spans([span()]))
+        frames.send(made.socket, LOGS, pack_logs([log()]))
+        while made.hear(ACK) != {"exchanges": 0, "spans": 1, "logs": 1}:
+            pass
+    listener.close()
+
+
 def test_workers_are_told_the_rate(listening: Listening) -> None:
     with peer(listening) as one, peer(listening, 1) as two:
         assert one.hear(RATE) == {"rate": 1.0}
@@ -132,6 +188,14 @@ def hello_with(**fields: Any) -> tuple[Any, ...]:
     return (HELLO, {"worker": 0, "pid": 1, **fields}, ())
 
 
+def spans_with(**fields: Any) -> tuple[Any, ...]:
+    return (SPANS, {"spans": [span(), span(**fields)]}, ())
+
+
+def log_with(**fields: Any) -> tuple[Any, ...]:
+    return (LOGS, {"logs": [log(), log(**fields)]}, ())
+
+
 @pytest.mark.parametrize(
     "sent",
     [
@@ -142,8 +206,26 @@ def hello_with(**fields: Any) -> tuple[Any, ...]:
         [hello_with(), (EXCHANGE, {}, (b"x",))],
         [hello_with(), (EXCHANGE, {"e": [1] * 13}, (b"x",))],
         [hello_with(), (EXCHANGE, {"e": list(range(12))}, (b"x",))],
-        [hello_with(), (EXCHANGE, channel.pack_exchange(exchange(), None)[0], ())],
-        [hello_with(), (EXCHANGE, *channel.pack_exchange(exchange(bytes(6 * 2**20)), None))],
+        [hello_with(), (EXCHANGE, pack_exchange(exchange(), None)[0], ())],
+        [hello_with(), (EXCHANGE, *pack_exchange(exchange(bytes(6 * 2**20)), None))],
+        [hello_with(), (SPANS, {}, ())],
+        [hello_with(), (SPANS, {"spans": [list(span())[:-1]]}, ())],
+        [hello_with(), (SPANS, {"spans": {"a": 1}}, ())],
+        [hello_with(), spans_with(parent_id=2**64)],
+        [hello_with(), spans_with(start_ns=-1)],
+        [hello_with(), spans_with(end_ns=2**63)],
+        [hello_with(), spans_with(rows=1.0)],
+        [hello_with(), spans_with(queue_ns=True)],
+        [hello_with(), spans_with(executed=1)],
+        [hello_with(), spans_with(model=None)],
+        [hello_with(), (LOGS, {"logs": "x"}, ())],
+        [hello_with(), (LOGS, {"logs": [{"body": "x"}]}, ())],
+        [hello_with(), log_with(more=1)],
+        [hello_with(), log_with(body=1)],
+        [hello_with(), log_with(severity=0)],
+        [hello_with(), log_with(time_ns="now")],
+        [hello_with(), log_with(attributes={"a": [1]})],
+        [hello_with(), log_with(attributes=None)],
     ],
 )
 def test_garbage_ends_its_connection_only(listening: Listening, sent: list[Any]) -> None:

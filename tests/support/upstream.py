@@ -37,12 +37,14 @@ Stream = Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]
 
 @dataclass(frozen=True)
 class Call:
-    """One call as the server saw it. ``remaining_s`` is huge where there was no deadline."""
+    """One call as the server saw it. ``remaining_s`` is huge where there was no deadline; ``pairs``
+    is the metadata with what came twice."""
 
     method: str
     body: bytes
     metadata: dict[str, str | bytes]
     remaining_s: float
+    pairs: tuple[tuple[str, str | bytes], ...] = ()
 
 
 @dataclass
@@ -173,8 +175,8 @@ class Upstream:
         return pb.ModelConfigResponse(config=config).SerializeToString()
 
     def _record(self, method: str, body: bytes, context: grpc.ServicerContext) -> None:
-        metadata = dict(context.invocation_metadata() or ())
-        self.calls.append(Call(method, body, metadata, context.time_remaining()))
+        pairs = tuple((key, value) for key, value in context.invocation_metadata() or ())
+        self.calls.append(Call(method, body, dict(pairs), context.time_remaining(), pairs))
 
     def _infer(self, body: bytes, context: grpc.ServicerContext) -> bytes:
         self._record("ModelInfer", body, context)
