@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sidecar import config_plain, logs
 from sidecar.control import Connection
 from sidecar.errors import ConfigError, RequestError, SidecarError
-from sidecar.gateway import listener
+from sidecar.gateway import listener, tracing
 from sidecar.gateway.changes import SupervisedControl
 from sidecar.gateway.core import Gateway
 from sidecar.gateway.grpc_server import GrpcServers
@@ -75,6 +75,7 @@ class Worker:
         models = None if config.monitor.enabled and not watched else watched
         if told.spans is not None:
             gateway.tracing = Tracing(wanted, told.spans, gateway.clock)
+            logs.follow(tracing.current)
         gateway.tap = Tap(
             socket_path(config, base_dir), config.monitor, gateway.page, gateway.clock, index,
             models, told,
