@@ -1,5 +1,5 @@
-"""A caller's trace, seen by a backend: the request, its stages, the mirrors that link to it, logs,
-and histograms that lead there; in process and in front of another server."""
+"""A caller's trace, seen by a backend: over streams and HTTP, in front of another server, in logs.
+(``test_spans_told.py`` has the stages, the mirrors and the histograms.)"""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import httpx
 import pytest
 import yaml
 
-from sidecar.monitor.client import MonitorClient
 from tests.e2e.support import LOCAL, Client, onnx_times, request, running, until
 from tests.e2e.test_telemetry import await_monitor
 from tests.support.otlp_receiver import GrpcReceiver
 
 CALLER_TRACE, CALLER_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-SERVER, CLIENT, INTERNAL = 2, 3, 1  # of the proto's SpanKind
+SERVER, CLIENT = 2, 3  # of the proto's SpanKind
 
 
 @pytest.fixture(autouse=True)
@@ -81,70 +80,6 @@ def connected(server):
     """Its gateway hands over to its monitor: before, what would be told is dropped, and counted."""
     await_monitor(server)
     until(lambda: " to the monitor at " in server.text, "the gateway finds its monitor")
-
-
-def comparing(server):
-    """Its monitor takes exchanges: what is sent from now on is mirrored."""
-    address, _ = await_monitor(server)
-    with MonitorClient(address, timeout_s=20) as client, Client(server.addresses["grpc"]) as ours:
-
-        def compared():
-            ours.infer("double", 1.0)
-            return client.status().coverage.compared
-
-        until(compared, "an exchange is compared", within_s=60)
-
-
-def test_a_callers_trace_goes_on_here_and_leads_to_its_mirrors(tmp_path):
-    with (
-        GrpcReceiver() as backend,
-        running(config(tmp_path, backend, local(tmp_path), sample_ratio=0)) as server,
-    ):
-        comparing(server)
-        assert backend.spans == []  # nothing begins here, and nobody called with a trace
-        with Client(server.addresses["grpc"]) as client:
-            metadata = (
-                ("traceparent", traceparent()),
-                ("tracestate", "a=1"),
-                ("tracestate", "b=2"),
-            )
-            client.infer("double", 1.0, metadata=metadata)
-        root = served(backend, "inference.GRPCInferenceService/ModelInfer")
-        assert root.parent_span_id.hex() == CALLER_SPAN
-        assert root.trace_state == "a=1,b=2"
-        assert root.start_time_unix_nano < root.end_time_unix_nano
-        said = attributes(root)
-        assert (said["model.name"], said["model.version"], said["variant"]) == (
-            "double", "1", "onnx",
-        )  # fmt: skip
-        assert (said["rpc.system.name"], said["rows"], root.status.code) == ("grpc", 1, 0)
-
-        (execute,) = [s for s in of_trace(backend) if s.name == "execute"]
-        assert (execute.parent_span_id, execute.kind) == (root.span_id, INTERNAL)
-        assert root.start_time_unix_nano <= execute.start_time_unix_nano
-        assert execute.end_time_unix_nano <= root.end_time_unix_nano
-
-        def mirrors():
-            return [
-                span
-                for span in backend.spans
-                if any(link.span_id == root.span_id for link in span.links)
-            ]
-
-        (mirror,) = until(mirrors, "the mirror")
-        assert mirror.name == "mirror.execute"
-        assert mirror.parent_span_id == b""
-        assert mirror.trace_id.hex() != CALLER_TRACE  # it must not lengthen the caller's
-        assert mirror.links[0].trace_id.hex() == CALLER_TRACE
-        assert (attributes(mirror)["variant"], attributes(mirror)["role"]) == ("ref", "reference")
-
-        def examples():
-            metric = backend.metrics().get("rpc.server.call.duration")
-            points = [] if metric is None else metric.histogram.data_points
-            return [example for point in points for example in point.exemplars]
-
-        (example,) = until(examples, "the histogram's example")
-        assert (example.trace_id.hex(), example.span_id) == (CALLER_TRACE, root.span_id)
 
 
 def test_streams_and_http_carry_it_too_and_an_unsampled_trace_is_left_alone(tmp_path):
