@@ -19,6 +19,7 @@ from tests.benchmarks import (
     drift_deep,
     localize,
     mirror,
+    peers,
     throughput,
 )
 from tests.benchmarks.tools import Row
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "drift-alarms": drift_alarms.drift_alarms,
     "drift-deep": drift_deep.drift_deep,
     "mirror": mirror.mirroring,
+    "peers": peers.peers,
     "localize": localize.localization,
     "restarts": lambda rounds: behaviour.restarts(4 * rounds),
 }
