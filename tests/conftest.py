@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import signal
 
 import pytest
 
 from tests.support import models
+
+# A shell without job control starts what it puts in the background deaf to Ctrl-C, and children
+# inherit that: of the servers here, some are to be ended so.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sidecar.demo.client import Answer, Client, ModelInfo
-    from sidecar.runtimes.base import TensorSpec
+    from sidecar.runtimes.base import Array, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def run(call: Call, source: str | None, target: Path | None, *, as_json: bool) -
         specs = {} if info is None else {spec.name: spec for spec in info.inputs}
         answer = client.infer(
             call.model,
-            tensors.read(data, specs),
+            _arrays(source, data, specs),
             version=call.version,
             outputs=call.wanted,
             request_id=call.request_id,
@@ -90,6 +90,16 @@ def _read(source: str) -> bytes:
     except OSError as error:
         message = f"{source} cannot be read: {error.strerror}"
         raise InputError(message) from None
+
+
+def _arrays(source: str | None, data: bytes, specs: Mapping[str, TensorSpec]) -> dict[str, Array]:
+    from sidecar.cli import tensors
+
+    try:
+        return tensors.read(data, specs)
+    except tensors.InputError as error:
+        message = str(error) if source == "-" else f"{source}: {error}"
+        raise tensors.InputError(message) from None
 
 
 def _connect(call: Call) -> Client:

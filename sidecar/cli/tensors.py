@@ -93,7 +93,7 @@ def _known(name: str, array: Array) -> Array:
 
 
 def _read_json(data: bytes, specs: Mapping[str, TensorSpec]) -> dict[str, Array]:
-    document = parse_json(data, "the input")
+    document = parse_json(data, "the input (no npz or npy, so read as JSON)")
     if not isinstance(document, dict):
         message = 'the input must be a JSON object: {"inputs": [...]} or {"name": [[...]]}'
         raise InputError(message)

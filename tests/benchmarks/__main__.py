@@ -20,6 +20,7 @@ from tests.benchmarks import (
     localize,
     mirror,
     observed,
+    peers,
     throughput,
 )
 from tests.benchmarks.tools import Row
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "drift-deep": drift_deep.drift_deep,
     "mirror": mirror.mirroring,
     "observe": observed.observing,
+    "peers": peers.peers,
     "localize": localize.localization,
     "restarts": lambda rounds: behaviour.restarts(4 * rounds),
 }

@@ -110,7 +110,7 @@ def await_line(process: subprocess.Popen[bytes], log: Path, start: str) -> str:
 
 
 @contextlib.contextmanager
-def _serving(folder: Path, model: Path, *, monitored: bool) -> Iterator[Running]:
+def serving(folder: Path, model: Path, *, monitored: bool) -> Iterator[Running]:
     config, address = _config(folder, model, monitored=monitored)
     log = config.with_suffix(".log")
     with _process(["-m", "sidecar", "serve", str(config)], log) as process:
@@ -147,8 +147,8 @@ def _cost(
 
     place = Path(tempfile.mkdtemp(dir=folder))  # logs and evidence of one model alone
     with (
-        _serving(place, model, monitored=True) as on,
-        _serving(place, model, monitored=False) as off,
+        serving(place, model, monitored=True) as on,
+        serving(place, model, monitored=False) as off,
     ):
         load(on.address)
         load(off.address)

@@ -110,8 +110,8 @@ def test_a_table_for_people_and_one_output_alone(where):
     [
         ("none", (), b"", "none"),
         ("mlp", ("--version", "9"), b"", "9"),
-        ("mlp", ("-i", "in"), b"", "the input is broken"),
-        ("mlp", ("-i", "in"), b"[1]", "the input must be a JSON object"),
+        ("mlp", ("-i", "in"), b"", "in: the input (no npz or npy, so read as JSON) is broken"),
+        ("mlp", ("-i", "in"), b"[1]", "error: in: the input must be a JSON object"),
         ("mlp", ("-i", "in"), b'{"z": [1]}', "the model has no input 'z'; its inputs: x"),
         ("mlp", ("-i", "in"), b'{"x": [[1, 2], [3]]}', "input 'x'"),
         ("mlp", ("-i", "in"), b'{"x": [["a"]]}', "input 'x'"),

@@ -56,11 +56,11 @@ def assert_nothing_left(folder: Path, *addresses: str) -> None:
     assert worker is not None
     with suppress(psutil.NoSuchProcess):
         # A worker whose parent was killed is buried by the system, a moment later.
-        psutil.Process(int(worker[1])).wait(10)
+        psutil.Process(int(worker[1])).wait(60)
     for address in addresses:
         host, _, port = address.rpartition(":")
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((host, int(port)), timeout=5)
+            socket.create_connection((host, int(port)), timeout=20)
 
 
 class OnTerminal:

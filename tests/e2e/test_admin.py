@@ -89,8 +89,8 @@ def test_without_the_token_nothing_is_changed(with_token, method):
                 client.call(method, message, metadata=metadata)
             assert TOKEN not in failure[0].details()
         assert client.infer("m", 1)
-    assert httpx.post(url, json=body).status_code == 401
-    wrong = httpx.post(url, json=body, headers=dict(bearer("wrong")))
+    assert httpx.post(url, json=body, timeout=60).status_code == 401
+    wrong = httpx.post(url, json=body, headers=dict(bearer("wrong")), timeout=60)
     assert wrong.status_code == 403
 
 
@@ -105,7 +105,7 @@ def test_with_the_token_it_is(with_token):
             )  # fmt: skip
         assert client.infer("m", 1)
     url = f"http://{with_token.addresses['http']}/v2/logging"
-    reply = httpx.post(url, json={"log_verbose_level": 0}, headers=dict(bearer(TOKEN)))
+    reply = httpx.post(url, json={"log_verbose_level": 0}, headers=dict(bearer(TOKEN)), timeout=60)
     assert reply.status_code == 200
 
 
@@ -117,8 +117,8 @@ def test_reading_is_open(kind, request):
             assert client.call(method) is not None
         assert client.health() == "SERVING"
     base = f"http://{server.addresses['http']}/v2"
-    assert httpx.get(f"{base}/logging").status_code == 200
-    assert httpx.post(f"{base}/repository/index", json={}).status_code == 200
+    assert httpx.get(f"{base}/logging", timeout=60).status_code == 200
+    assert httpx.post(f"{base}/repository/index", json={}, timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize("method", CHANGES)
@@ -130,7 +130,7 @@ def test_with_a_listener_of_its_own_the_others_refuse_changes(with_listener, met
         assert "admin listener" in failure[0].details()
         assert client.infer("m", 1)
     url = f"http://{with_listener.addresses['http']}/v2/{path}"
-    assert httpx.post(url, json=body).status_code == 403
+    assert httpx.post(url, json=body, timeout=60).status_code == 403
 
 
 def test_the_admin_listener_takes_them(with_listener):

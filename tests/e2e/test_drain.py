@@ -115,7 +115,7 @@ def test_what_is_in_flight_is_finished(folder):
         until(lambda: "draining" in server.text, "the drain has begun")
         assert floats(call.result()) == [2800.0]
         for thread in threads:
-            thread.join(20)
+            thread.join(90)
         assert answers == {"http": 2600.0, "stream": 2.0 * (1200 + 1201 + 1202)}
         assert server.wait() == 0
         assert "are cut" not in server.text

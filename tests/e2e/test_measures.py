@@ -134,7 +134,10 @@ def ask_in_every_way(server):
     tensor = {"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1.0]}
     assert httpx.post(url, json={"inputs": [tensor]}, timeout=60).status_code == 200
     assert httpx.post(url, content=b"{", timeout=60).status_code == 400
-    assert httpx.post(url, content=b"", headers={"content-encoding": "x"}).status_code == 415
+    assert (
+        httpx.post(url, content=b"", headers={"content-encoding": "x"}, timeout=60).status_code
+        == 415
+    )
     return {
         ("double", "ModelInfer", ""): 3, ("double", "ModelStreamInfer", ""): 2,
         ("double", "ModelInfer", "InvalidRequestError"): 1, ("double", "infer", ""): 1,

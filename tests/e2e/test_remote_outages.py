@@ -153,7 +153,7 @@ class Load:
     def stop(self) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(20)
+            thread.join(90)
 
 
 def grows(load: Load, name: str, by: int, *, within_s: float = 20) -> None:

@@ -52,7 +52,10 @@ def test_it_says_what_it_serves_where_and_when_it_is_ready_and_ends_with_0(folde
             assert client.health() == "SERVING"
             with fails(grpc.StatusCode.UNIMPLEMENTED):
                 client.call("ServerLive")
-        assert httpx.get(f"http://{server.addresses['http']}/v2/health/ready").status_code == 200
+        assert (
+            httpx.get(f"http://{server.addresses['http']}/v2/health/ready", timeout=60).status_code
+            == 200
+        )
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
         assert "Traceback" not in server.text
@@ -157,7 +160,7 @@ def test_unix_sockets_also_after_a_worker_was_killed(folder, mlp, tmp_path):
         with Client(paths["health"]) as client:
             assert client.health() == "SERVING"
         transport = httpx.HTTPTransport(uds=f"{tmp_path}/http.sock")
-        with httpx.Client(transport=transport) as http:
+        with httpx.Client(transport=transport, timeout=60) as http:
             assert http.get("http://localhost/v2/health/live").status_code == 200
         server.signal()
         assert server.wait() == 0

@@ -87,7 +87,7 @@ def test_who_trusts_the_authority_is_served(one_sided, files):
     with Client(one_sided.addresses["admin"], credentials(files)) as client:
         client.call("RepositoryModelLoad", {"model_name": "m"})
     url = f"https://{one_sided.addresses['http']}/v2/health/ready"
-    assert httpx.get(url, verify=context(files)).status_code == 200
+    assert httpx.get(url, verify=context(files), timeout=60).status_code == 200
 
 
 def refused(address: str, channel_credentials=None) -> None:
@@ -104,9 +104,9 @@ def test_plaintext_and_strangers_are_refused(one_sided):
         refused(one_sided.addresses[name])
         refused(one_sided.addresses[name], grpc.ssl_channel_credentials())
     with pytest.raises(httpx.HTTPError):
-        httpx.get(f"http://{one_sided.addresses['http']}/v2/health/ready")
+        httpx.get(f"http://{one_sided.addresses['http']}/v2/health/ready", timeout=60)
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"https://{one_sided.addresses['http']}/v2/health/ready")
+        httpx.get(f"https://{one_sided.addresses['http']}/v2/health/ready", timeout=60)
 
 
 def test_with_mutual_tls_a_client_needs_a_certificate(mutual, files):
@@ -116,8 +116,8 @@ def test_with_mutual_tls_a_client_needs_a_certificate(mutual, files):
             assert floats(client.infer("m", 2)) == [4.0]
     url = f"https://{mutual.addresses['http']}/v2/health/ready"
     with pytest.raises(httpx.HTTPError):
-        httpx.get(url, verify=context(files))
-    assert httpx.get(url, verify=context(files, client=True)).status_code == 200
+        httpx.get(url, verify=context(files), timeout=60)
+    assert httpx.get(url, verify=context(files, client=True), timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize("kind", ["one_sided", "mutual"])

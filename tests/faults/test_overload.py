@@ -95,7 +95,10 @@ def assert_health_answers(server, client: Client) -> None:
     assert client.call("ServerReady").ready
     assert client.call("ModelMetadata", {"name": "sleeper"}).inputs[0].name == "x"
     assert client.call("ModelStatistics", {"name": "sleeper"}).model_stats
-    assert httpx.get(f"http://{server.addresses['http']}/v2/health/ready").status_code == 200
+    assert (
+        httpx.get(f"http://{server.addresses['http']}/v2/health/ready", timeout=60).status_code
+        == 200
+    )
 
 
 def test_requests_over_the_limit_are_refused_at_once(server, client, sleeper):
@@ -146,7 +149,7 @@ def test_a_message_over_the_limit_is_refused_and_the_server_lives(server, client
         client.infer("quick", np.zeros((100_000, 1), np.float32))
     assert client.infer("quick", 1)
     url = f"http://{server.addresses['http']}/v2/models/quick/infer"
-    assert httpx.post(url, content=b"{" + b" " * 300_000).status_code == 413
+    assert httpx.post(url, content=b"{" + b" " * 300_000, timeout=60).status_code == 413
 
 
 def test_clients_that_send_no_body_hold_no_thread(server, client):

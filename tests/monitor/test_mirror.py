@@ -50,16 +50,16 @@ def test_a_run_that_hangs_is_that_versions_timeout(tmp_path):
     runs = [Run("m:1/good"), Run("m:1/bad")]
     jobs = [Job({"n": np.array([count])}, list(runs)) for count in (5, 6)]
     jobs.insert(1, Job({"n": np.array([2**60])}, [Run("m:1/bad")]))
-    with started(variants, timeout_s=2) as process:
+    with started(variants, timeout_s=5) as process:
         first, hung, last = process.submit(jobs)
         counters, message = dict(process.counters), process.status().message
     for count, outcome in ((5, first), (6, last)):
         assert [answer.outputs["y"].tolist() for answer in outcome.answers] == [[count], [count]]
     [answer] = hung.answers
     assert (answer.failure, answer.outputs) == ("timeout", None)
-    assert answer.compute_ns >= 2e9
+    assert answer.compute_ns >= 5e9
     assert counters == {"timeouts": 1}
-    assert message == "m:1/bad: no answer within 2 s"
+    assert message == "m:1/bad: no answer within 5 s"
 
 
 def test_what_raises_answers_and_what_crashes_is_set_aside(tmp_path):

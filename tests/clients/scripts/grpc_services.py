@@ -67,7 +67,7 @@ def check_call_made_from_reflection_alone(target: Target) -> None:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=GetMessageClass(method.output_type).FromString,
         )
-        answer = call(request, timeout=10)
+        answer = call(request, timeout=60)
     equal([tensor.name for tensor in answer.inputs], ["INPUT0", "INPUT1"], "inputs")
 
 
@@ -76,7 +76,7 @@ def check_unknown_method(target: Target) -> None:
         for path in (f"/{SERVICE}/Nonesuch", "/made.up.Service/Call"):
             call = opened.unary_unary(path)
             with refused(grpc.RpcError, "UNIMPLEMENTED", status=status):
-                call(b"", timeout=10)
+                call(b"", timeout=60)
 
 
 def check_health_check(target: Target) -> None:
@@ -84,10 +84,10 @@ def check_health_check(target: Target) -> None:
         stub = health_pb2_grpc.HealthStub(opened)
         for name in ("", SERVICE):
             request = health_pb2.HealthCheckRequest(service=name)
-            equal(stub.Check(request, timeout=10).status, SERVING, f"status of {name!r}")
+            equal(stub.Check(request, timeout=60).status, SERVING, f"status of {name!r}")
         request = health_pb2.HealthCheckRequest(service="nonesuch")
         with refused(grpc.RpcError, "NOT_FOUND", status=status):
-            stub.Check(request, timeout=10)
+            stub.Check(request, timeout=60)
 
 
 def check_health_watch(target: Target) -> None:
@@ -99,8 +99,8 @@ def check_health_watch(target: Target) -> None:
         for watch in watches:
             equal(next(watch).status, SERVING, "first status")
         request = health_pb2.HealthCheckRequest()
-        equal(stub.Check(request, timeout=10).status, SERVING, "Check meanwhile")
-        unknown = stub.Watch(health_pb2.HealthCheckRequest(service="nonesuch"), timeout=10)
+        equal(stub.Check(request, timeout=60).status, SERVING, "Check meanwhile")
+        unknown = stub.Watch(health_pb2.HealthCheckRequest(service="nonesuch"), timeout=60)
         equal(next(unknown).status, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN, "unknown")
         for watch in [*watches, unknown]:
             watch.cancel()
@@ -110,9 +110,9 @@ def check_plaintext_health_listener(target: Target) -> None:
     """It answers probes, and nothing else: inference stays behind the listener with TLS."""
     with grpc.insecure_channel(target.health) as opened:
         stub = health_pb2_grpc.HealthStub(opened)
-        equal(stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status, SERVING, "status")
+        equal(stub.Check(health_pb2.HealthCheckRequest(), timeout=60).status, SERVING, "status")
         with refused(grpc.RpcError, "UNIMPLEMENTED", status=status):
-            opened.unary_unary(f"/{SERVICE}/ServerLive")(b"", timeout=10)
+            opened.unary_unary(f"/{SERVICE}/ServerLive")(b"", timeout=60)
 
 
 if __name__ == "__main__":

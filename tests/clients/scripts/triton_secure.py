@@ -89,19 +89,19 @@ def check_strangers_are_turned_away(target: Target) -> None:
         tritonclient.grpc.InferenceServerClient(target.grpc) as plain,
         refused(InferenceServerException, unavailable),
     ):
-        plain.is_server_live(client_timeout=10)
+        plain.is_server_live(client_timeout=60)
     with (
         over_grpc(target, root_certificates=None) as distrustful,
         refused(InferenceServerException, unavailable),
     ):
-        distrustful.is_server_live(client_timeout=10)
+        distrustful.is_server_live(client_timeout=60)
     if target.certificate is None:
         return
     with (
         over_grpc(target, private_key=None, certificate_chain=None) as nameless,
         refused(InferenceServerException, unavailable),
     ):
-        nameless.is_server_live(client_timeout=10)
+        nameless.is_server_live(client_timeout=60)
     with over_http(target, present=False) as nameless:
         try:
             nameless.is_server_live()

@@ -181,9 +181,9 @@ def check_many_streams(target: Target) -> None:
             equal(result.as_numpy("OUTPUT0"), sums(n), f"stream {n}")
         with triton.InferenceServerClient(target.grpc) as c:
             equal(
-                c.infer("add_sub", pair(1), client_timeout=10).as_numpy("OUTPUT0"), sums(1), "infer"
+                c.infer("add_sub", pair(1), client_timeout=60).as_numpy("OUTPUT0"), sums(1), "infer"
             )
-            equal(c.is_server_live(client_timeout=10), True, "live")
+            equal(c.is_server_live(client_timeout=60), True, "live")
     finally:
         for c in clients:
             c.close()

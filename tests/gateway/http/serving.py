@@ -78,6 +78,6 @@ def error_of(response: httpx.Response) -> str:
 
 def httpx_ok(address: str) -> bool:
     try:
-        return httpx.get(f"http://{address}/v2/health/live").status_code == 200
+        return httpx.get(f"http://{address}/v2/health/live", timeout=60).status_code == 200
     except httpx.TransportError:
         return False

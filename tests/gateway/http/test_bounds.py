@@ -55,7 +55,10 @@ def test_a_chunked_body_is_counted(client: httpx.Client, backend: NumpyBackend) 
 def test_admission_refuses_with_429() -> None:
     backend = NumpyBackend(max_requests=1, max_bytes=1000)
     try:
-        with serving(backend) as (_, address), httpx.Client(base_url=f"http://{address}") as client:
+        with (
+            serving(backend) as (_, address),
+            httpx.Client(base_url=f"http://{address}", timeout=60) as client,
+        ):
             assert client.post(INFER, content=bytes(1001)).status_code == 429
             backend.gate.clear()
             first = threading.Thread(target=client.post, args=(INFER,), kwargs={"json": BODY})
@@ -96,7 +99,7 @@ def test_slow_and_greedy_clients_are_cut_off(backend: NumpyBackend, parser: str)
                 pass
             else:
                 assert read_all(long_head).startswith(b"HTTP/1.1 400")
-        assert httpx.get(f"http://{address}/v2/health/live").status_code == 200
+        assert httpx.get(f"http://{address}/v2/health/live", timeout=60).status_code == 200
         until(lambda: backend.in_flight == 0)
 
 

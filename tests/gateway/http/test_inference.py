@@ -110,7 +110,7 @@ def test_timeout_parameter_is_a_deadline(client: httpx.Client, backend: NumpyBac
 
 def test_default_timeout(backend: NumpyBackend) -> None:
     with serving(backend, default_timeout_s=3) as (_, address):
-        httpx.post(f"http://{address}{INFER}", json=BODY)
+        httpx.post(f"http://{address}{INFER}", json=BODY, timeout=60)
     request = backend.requests[-1]
     assert request.deadline_ns == request.received_ns + 3_000_000_000
 

@@ -20,7 +20,7 @@ from tests.gateway.numpy_backend import NumpyBackend
 def test_drain_closes_connections_after_their_answer(backend: NumpyBackend, parser: str) -> None:
     with (
         serving(backend, parser=parser) as (http, address),
-        httpx.Client(base_url=f"http://{address}") as client,
+        httpx.Client(base_url=f"http://{address}", timeout=60) as client,
     ):
         assert "connection" not in client.post(INFER, json=BODY).headers
         http.drain()
@@ -41,13 +41,13 @@ def test_stop_lets_requests_end(backend: NumpyBackend, parser: str) -> None:
         client = threading.Thread(target=post)
         client.start()
         assert backend.entered.acquire(timeout=60)
-        stopper = threading.Thread(target=http.stop, args=(10,))
+        stopper = threading.Thread(target=http.stop, args=(60,))
         stopper.start()
         until(lambda: not httpx_ok(address))  # nothing new is accepted, and the old one still runs
         assert stopper.is_alive()
         backend.gate.set()
-        stopper.join(10)
-        client.join(10)
+        stopper.join(60)
+        client.join(60)
         assert [answer.status_code for answer in answers] == [200]
         http.stop(1)  # again: nothing happens
 
@@ -64,7 +64,7 @@ def test_stop_does_not_wait_for_ever(backend: NumpyBackend) -> None:
         client.start()
         assert backend.entered.acquire(timeout=60)
         http.stop(1)
-        client.join(10)
+        client.join(60)
         assert [answer.status_code for answer in answers] == [503]
         assert not httpx_ok(address)
 
@@ -86,7 +86,7 @@ def test_addresses(backend: NumpyBackend, tmp_path: Any) -> None:
     stale.close()
     with serving(backend, address=f"unix:{path}") as (_, address):
         assert address == f"unix:{path}"
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=60) as client:
             assert client.post(f"http://x{INFER}", json=BODY).status_code == 200
         with pytest.raises(errors.ConfigError, match="in use"), serving(backend, address=address):
             pass

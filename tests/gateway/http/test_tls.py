@@ -57,27 +57,27 @@ def test_tls_and_mutual_tls(backend: NumpyBackend, tmp_path: Any) -> None:
 
     with serving(backend, http={"tls": tls}) as (_, address):
         url = f"https://localhost:{address.rpartition(':')[2]}"
-        assert httpx.post(f"{url}{INFER}", json=BODY, verify=trust).status_code == 200
+        assert httpx.post(f"{url}{INFER}", json=BODY, verify=trust, timeout=60).status_code == 200
         with pytest.raises(httpx.TransportError):
-            httpx.get(f"http://{address}/v2")
+            httpx.get(f"http://{address}/v2", timeout=60)
         with connect(address) as sock:
             sock.sendall(os.urandom(200))
             assert b"HTTP" not in read_all(sock)
-        assert httpx.get(f"{url}/v2", verify=trust).status_code == 200
+        assert httpx.get(f"{url}/v2", verify=trust, timeout=60).status_code == 200
 
     mutual = tls | {"client_ca": str(tmp_path / "ca.pem")}
     with serving(backend, http={"tls": mutual}) as (_, address):
         url = f"https://localhost:{address.rpartition(':')[2]}/v2"
         with pytest.raises(httpx.TransportError):
-            httpx.get(url, verify=trust)
+            httpx.get(url, verify=trust, timeout=60)
         for name, accepted in (("stranger", False), ("client", True)):
             context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
             context.load_cert_chain(tmp_path / f"{name}.pem", tmp_path / f"{name}.key")
             if accepted:
-                assert httpx.get(url, verify=context).status_code == 200
+                assert httpx.get(url, verify=context, timeout=60).status_code == 200
             else:
                 with pytest.raises(httpx.TransportError):
-                    httpx.get(url, verify=context)
+                    httpx.get(url, verify=context, timeout=60)
 
 
 def test_wrong_tls_files_are_a_mistake_in_the_config(backend: NumpyBackend, tmp_path: Any) -> None:
