@@ -182,7 +182,7 @@ class SidecarConfig(Settings):
         """Whether a monitor stands beside the gateway: as configured, or as the roles need it."""
         if self.monitor.enabled is not None:
             return self.monitor.enabled
-        return any(model.is_watched for model in self.models)
+        return any(model.is_watched or model.drift.wanted for model in self.models)
 
 
 # --- loading ------------------------------------------------------------------------------------

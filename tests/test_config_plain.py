@@ -59,7 +59,9 @@ def check_same(typed: Any, plain: Any) -> int:
         kind = type(typed)
         names = set(kind.model_fields)
         names |= {
-            n for n in ("key", "monitored", "is_watched") if isinstance(vars(kind).get(n), property)
+            n
+            for n in ("key", "monitored", "is_watched", "wanted")
+            if isinstance(vars(kind).get(n), property)
         }
         assert set(vars(plain)) == names, kind
         return sum(check_same(getattr(typed, name), getattr(plain, name)) for name in names)
