@@ -61,14 +61,14 @@ class Worker:
             return  # and nothing is imported for it
         from sidecar.gateway.tap import Tap
         from sidecar.monitor.places import socket_path
+        from sidecar.monitor.sampled import sampled_models
 
         gateway = self.gateway
         path = socket_path(self.config, base_dir)
-        watched = frozenset(model.name for model in self.config.models if model.is_watched)
-        # A monitor that was asked for without anything to compare hears of everything.
         gateway.tap = Tap(
-            path, self.config.monitor, gateway.page, gateway.clock, index, models=watched or None
-        )
+            path, self.config.monitor, gateway.page, gateway.clock, index,
+            models=sampled_models(self.config),
+        )  # fmt: skip
         gateway.tap.start()
 
     def start(self, addresses: dict[str, str], state: list[dict[str, Any]]) -> dict[str, str]:

@@ -106,7 +106,8 @@ def run(config_path: Path) -> int:
     config = load(config_path)
     if not config.monitored:
         message = "no variant is a reference, a mirror or a previous version, so there is nothing "
-        message += "to compare; give one such a role, or set monitor.enabled: true"
+        message += "to compare, and no model is watched for drift; give one such a role, set "
+        message += "drift.enabled: true of a model, or monitor.enabled: true"
         raise ConfigError(str(config_path), [Problem("monitor", message)])
     logs.configure(config.log)
     monitor = _make(config, config_path.parent.resolve(), str(config_path))

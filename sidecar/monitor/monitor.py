@@ -23,6 +23,7 @@ from sidecar.monitor.budget import TICK_S, AdaptiveRate, Budget, own_cpu_s
 from sidecar.monitor.casebook import Casebook
 from sidecar.monitor.channel import ExchangeListener
 from sidecar.monitor.copies import copies_to_load
+from sidecar.monitor.drift_watch import DriftWatch
 from sidecar.monitor.events import EventLog
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchange import Exchange
@@ -37,6 +38,7 @@ from sidecar.monitor.mirror import MirrorProcess, Stopped
 from sidecar.monitor.plan import ModelPlan, make_plan
 from sidecar.monitor.policies import Precisions
 from sidecar.monitor.rows import EvidenceRow
+from sidecar.monitor.sampled import drift_models
 from sidecar.monitor.service import MonitorServer
 from sidecar.monitor.status import StatusBoard
 from sidecar.monitor.view import (
@@ -90,10 +92,14 @@ class Monitor:
         settings = config.monitor
         self._evidence = Evidence(f"unsaved-{os.getpid()}", clock)
         self._events = EventLog(clock)
-        self._keeper = Keeper(self._state_dir, self._evidence, self._events, clock)
+        self.drift_watch = DriftWatch(drift_models(config), self._events, clock)
+        self._keeper = Keeper(
+            self._state_dir, self._evidence, self._events, clock, self.drift_watch
+        )
         self._ingest = Ingest(queue_bytes=settings.channel.queue_bytes, clock=clock)
         self._rate = AdaptiveRate(settings.mirror.sample_rate)
         trees, refused, keep = copies_to_load(config)
+        self._has_copies = bool(trees)
         self._mirror = MirrorProcess(
             trees,
             keep=keep,
@@ -108,7 +114,7 @@ class Monitor:
         self._worker = Worker(
             self._ingest, self._mirror, self._evidence, self._plans, self._casebook, self._budget,
             noise_rate=settings.mirror.noise_rate, flush_s=settings.flush_s, clock=clock,
-            on_crash=self._on_crash,
+            on_crash=self._on_crash, drift=self.drift_watch,
         )  # fmt: skip
         self._judge = Judge(self._evidence, self._plans, self._events)
         self._board = StatusBoard(self._evidence, self._judge)
@@ -148,6 +154,7 @@ class Monitor:
             SidecarError: it cannot listen. (What else fails is said, and gone without.)
             Stopped: it was asked to end meanwhile.
         """
+        self.drift_watch.start()
         self._keeper.open()
         self._server = MonitorServer(self)
         bound = self._server.start(grpc_address)
@@ -180,7 +187,8 @@ class Monitor:
 
     def _work(self, loaded: threading.Event, failed: list[Exception]) -> None:
         try:
-            self._mirror.start()
+            if self._has_copies:  # for drift alone none is needed
+                self._mirror.start()
             precisions = Precisions()
             for model in self._config.models:
                 plan = make_plan(model, self._mirror.copies, precisions)
@@ -209,6 +217,7 @@ class Monitor:
         """Once a second: certificates, and the sampling rate."""
         with self._looking:
             self._judge.look()
+        self.drift_watch.tick()
         self._counts()
         rate = self._rate.update(
             used=self._budget.tick(),
@@ -240,6 +249,7 @@ class Monitor:
         with self._looking:
             self._judge.look()
         self._counts()
+        self.drift_watch.close()
         self._keeper.close()
         if self._server is not None:
             self._server.stop(_GRACE_S)
@@ -361,8 +371,8 @@ class Monitor:
         return self._casebook.views(model, limit)
 
     def drift(self) -> list[DriftView]:
-        """Models watched for drift: none, as no configuration can ask for it yet."""
-        return []
+        """Models watched for drift."""
+        return self.drift_watch.views()
 
     def wait_events(self, after_seq: int, timeout_s: float) -> list[VerdictEvent]:
         """Events after ``after_seq``, waited for."""
