@@ -187,11 +187,12 @@ class SidecarConfig(Settings):
 
     @property
     def monitored(self) -> bool:
-        """Whether a monitor stands beside the gateway: as configured, or as the roles need it, or
-        because something is to be told."""
+        """Whether a monitor stands beside the gateway: as configured, or as the roles or drift
+        need it, or because something is to be told."""
         if self.monitor.enabled is not None:
             return self.monitor.enabled
-        return any(model.is_watched for model in self.models) or self._tells()
+        watched = any(model.is_watched or model.drift.wanted for model in self.models)
+        return watched or self._tells()
 
     @property
     def tracing(self) -> dict[str, Any]:

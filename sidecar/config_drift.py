@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sidecar.config_runtime import AnyPath, Settings
 
@@ -42,8 +42,9 @@ class DriftConfig(Settings):
     """Whether the traffic of a model is still like its reference."""
 
     enabled: bool | None = Field(
-        None, description="Default: wherever a monitor runs. On: start one for it."
-    )
+        None, description="Default: where a reference is given, or a monitor samples the model "
+        "anyway. On: start a monitor for it.",
+    )  # fmt: skip
     reference: AnyPath | None = Field(
         None, description="A file that `sidecar reference` made; without one, the first rows that "
         "come are the reference.",
@@ -77,3 +78,52 @@ class DriftConfig(Settings):
         default_factory=dict, description="Column → distance, where not the default."
     )
     deep: DeepConfig = DeepConfig()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a monitor has to run for it, whatever else one is needed for."""
+        return self.enabled is True or (self.enabled is None and self.reference is not None)
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> DriftConfig:
+        if self.enabled is False:
+            return self
+        if self.window_rows < self.min_rows:
+            message = f"window_rows is {self.window_rows}, under min_rows ({self.min_rows}): no "
+            message += "window would ever be judged; raise the one or lower the other"
+            raise ValueError(message)
+        if self.block_rows is not None and self.block_rows > self.window_rows:
+            message = f"block_rows is {self.block_rows}, more than window_rows ({self.window_rows})"
+            raise ValueError(message)
+        if self.reference is None and self.reference_rows < 2 * self.window_rows:
+            message = f"reference_rows is {self.reference_rows}: windows of {self.window_rows} rows"
+            message += f" need {2 * self.window_rows} at least, better {10 * self.window_rows}"
+            raise ValueError(message)
+        if self.inputs == {} and self.outputs == {}:
+            message = "inputs and outputs are both empty, so nothing would be watched: name some, "
+            message += "or set enabled: false"
+            raise ValueError(message)
+        self._check_names()
+        return self
+
+    def _check_names(self) -> None:
+        """Unknown kinds of descriptors, their options, and methods: what is known without data."""
+        if self.methods:
+            from validators.drift.distances import BUILTIN
+
+            for column, method in self.methods.items():
+                if method not in BUILTIN:
+                    known = ", ".join(BUILTIN)
+                    message = f"methods.{column}: no distance {method!r}; known: {known}"
+                    raise ValueError(message)
+        for side, named in (("inputs", self.inputs), ("outputs", self.outputs)):
+            for name, one in (named or {}).items():
+                if one.kind is None:
+                    continue
+                from validators.drift.descriptors import build
+
+                try:
+                    build(one.kind, name, one.options)
+                except ValueError as error:
+                    message = f"{side}.{name}: {error}"
+                    raise ValueError(message) from None

@@ -55,10 +55,9 @@ def infer_policy(
     ValueError for an unknown precision.
     """
     declared = shape
-    if sample is not None:
-        shape = tuple(sample.shape)
-        declared = declared if len(declared) == len(shape) else shape
-    kind, why, options = _infer(set(_words(name)), spec_datatype.upper(), shape, sample)
+    if sample is not None and len(declared) != sample.ndim:
+        declared = sample.shape
+    kind, why, options = infer_kind(name, spec_datatype, shape, sample)
     # How many rows the sample has says nothing about the output.
     written = ", ".join(["rows", *("?" if size < 0 else str(size) for size in declared[1:])])
     sentence = (
@@ -66,6 +65,15 @@ def infer_policy(
         f"else, set validation.outputs.{name}.kind of the model"
     )
     return make_policy(kind, precision, None, options, sentence)
+
+
+def infer_kind(
+    name: str, spec_datatype: str, shape: tuple[int, ...], sample: Array | None
+) -> tuple[str, str, dict[str, Any]]:
+    """(kind, why, options) of an output; arguments as of ``infer_policy``."""
+    if sample is not None:
+        shape = tuple(sample.shape)
+    return _infer(set(_words(name)), spec_datatype.upper(), shape, sample)
 
 
 def _words(name: str) -> list[str]:
@@ -117,7 +125,7 @@ def _infer_float(
     if named["embedding"] and len(shape) >= 2 and shape[-1] != 1:
         return "embedding", says("embedding"), {}
     if len(shape) == 2 and shape[1] != 1:
-        if sample is not None and shape[1] >= 2 and _adds_up(sample):
+        if sample is not None and shape[1] >= 2 and adds_up(sample):
             return "class_scores", "its rows add up to 1", {}
         if named["class_scores"]:
             return "class_scores", says("class_scores"), {}
@@ -131,7 +139,7 @@ def _outside_unit(sample: Array) -> bool:
     return bool(np.any((values < 0) | (values > 1)))
 
 
-def _adds_up(sample: Array) -> bool:
+def adds_up(sample: Array) -> bool:
     """Whether the rows of [rows, classes] are probabilities."""
     if sample.size == 0:
         return False

@@ -12,6 +12,7 @@ from sidecar import __version__
 from sidecar.cli import (
     check_config,
     demo,
+    drift_commands,
     gateway,
     infer,
     monitor,
@@ -200,3 +201,4 @@ def _demo(
 
 
 validate_commands.register(app)
+drift_commands.register(app)

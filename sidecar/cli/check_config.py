@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sidecar.cli.check_drift import drift_notes
 from sidecar.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def notes(config: SidecarConfig) -> list[str]:
         found.append("the admin token travels unencrypted: gateway.grpc.tls is not set")
     found += _monitor_notes(config)
     found += _telemetry_notes(config)
+    found += drift_notes(config)
     if gateway.shared_memory.enabled and gateway.shared_memory.access == "map":
         found.append(
             "gateway.shared_memory.access is map: a client that truncates its region ends the "

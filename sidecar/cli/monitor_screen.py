@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -30,11 +31,18 @@ STYLES: Mapping[Verdict, str] = {
 _NS = 1_000_000_000
 
 
-def status_group(status: MonitorStatus, now_wall_ns: int) -> Group:
-    """Draw everything: the monitor's own state, coverage, and a table a model."""
+def status_group(
+    status: MonitorStatus, now_wall_ns: int, drift: Mapping[str, Text] = MappingProxyType({})
+) -> Group:
+    """Draw everything: the monitor's own state, coverage, and a table a model.
+
+    ``drift``: model → the line about it (``drift_screen.drift_line``).
+    """
     parts: list[RenderableType] = [_header(status, now_wall_ns), _coverage(status)]
     for model in status.models:
         parts += [Text(), *_model(model)]
+        if model.model in drift:
+            parts.append(Text("  ").append_text(drift[model.model]))
     if not status.models:
         loading = "its copies are being loaded: nothing is watched until they are there"
         none = loading if status.state == "starting" else "no model is watched"

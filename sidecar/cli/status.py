@@ -11,6 +11,9 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
+    from sidecar.monitor.client import MonitorClient
     from sidecar.monitor.view import MonitorStatus, PairStatus
 
 FINE, BAD, NOT_YET = 0, 1, 3
@@ -33,6 +36,7 @@ def run(address: str, *, as_json: bool, timeout_s: float, check: bool = False) -
 
     with MonitorClient(address, timeout_s=timeout_s) as client:
         status = client.status()
+        drift = {} if as_json else drift_lines(client)
     if as_json:
         from sidecar.monitor.view_messages import to_json
 
@@ -46,8 +50,19 @@ def run(address: str, *, as_json: bool, timeout_s: float, check: bool = False) -
         console = Console(highlight=False)
         if not console.is_terminal:  # a file or a pipe has no edge to fold at
             console.width = max(console.width, _PLAIN_COLUMNS)
-        console.print(status_group(status, SystemClock().now_ns()))
+        console.print(status_group(status, SystemClock().now_ns(), drift))
     return exit_code(status) if check else FINE
+
+
+def drift_lines(client: MonitorClient) -> dict[str, Text]:
+    """Model → the line about its drift; of a monitor of an earlier release, nothing."""
+    from sidecar.cli.drift_screen import drift_line
+    from sidecar.monitor.client import MonitorCallError
+
+    try:
+        return {view.model: drift_line(view) for view in client.drift()}
+    except MonitorCallError:
+        return {}
 
 
 def exit_code(status: MonitorStatus) -> int:

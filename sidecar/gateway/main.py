@@ -66,19 +66,16 @@ class Worker:
         from sidecar.gateway.backlog import Told
         from sidecar.gateway.tap import Tap
         from sidecar.monitor.places import socket_path
+        from sidecar.monitor.sampled import sampled_models
 
         gateway = self.gateway
         told = Told(gateway.page, spans=wanted["on"], logs=wanted["logs"])
-        watched = frozenset(model.name for model in config.models if model.is_watched)
-        # A monitor that was asked for without anything to compare hears of everything; one that is
-        # there to tell, of nothing but that.
-        models = None if config.monitor.enabled and not watched else watched
         if told.spans is not None:
             gateway.tracing = Tracing(wanted, told.spans, gateway.clock)
             logs.follow(tracing.current)
         gateway.tap = Tap(
             socket_path(config, base_dir), config.monitor, gateway.page, gateway.clock, index,
-            models, told,
+            sampled_models(config), told,
         )  # fmt: skip
         if told.logs is not None:
             from sidecar.gateway.logrecords import LogRecords

@@ -114,7 +114,7 @@ def decode_outputs(
         if exchange.transport == "http":
             return _from_http(body, exchange.response_header_bytes, specs, wanted)
         if exchange.transport == "stream":
-            body = _within_element(body)
+            body = within_element(body)
         return dict(zip(wanted, decode_answer(body, specs, wanted), strict=True))
     except UpstreamError as error:
         # Its text speaks of a server behind this one.
@@ -129,7 +129,7 @@ def _malformed(what: str) -> InvalidRequestError:
     return InvalidRequestError(f"the answer is malformed: {what}")
 
 
-def _within_element(body: bytes) -> bytes:
+def within_element(body: bytes) -> bytes:
     """The ``ModelInferResponse`` within a ``ModelStreamInferResponse``.
 
     Protobuf merges a message that occurs twice, which is what joining their bytes does.

@@ -11,6 +11,8 @@ from sidecar.errors import RequestError
 from sidecar.gateway.messages import InferRequest
 from sidecar.monitor.bundle import structure
 from sidecar.monitor.decode import NotComparableError, decode_inputs, decode_outputs, parse
+from sidecar.monitor.drift_exchanges import has_rows, look
+from sidecar.monitor.drift_watch import DriftWatch
 from sidecar.monitor.exchange import Exchange
 from sidecar.monitor.mirror_protocol import Answer, Composition, CopyInfo, Job, Run
 from sidecar.monitor.plan import ModelPlan, Pair, ServedPlan
@@ -55,18 +57,25 @@ class Item:
 
 
 class Reader:
-    """Decodes exchanges, and counts by reason those that cannot be mirrored."""
+    """Decodes exchanges, and counts by reason those that cannot be mirrored.
 
-    def __init__(self, plans: Mapping[str, ModelPlan]) -> None:
+    ``drift`` gets those that are watched for drift, mirrored or not.
+    """
+
+    def __init__(self, plans: Mapping[str, ModelPlan], drift: DriftWatch | None = None) -> None:
         self._plans = plans
+        self._drift = drift
         self.not_mirrored: Counter[str] = Counter()
 
     def read(self, exchange: Exchange) -> Item | None:
         """One exchange as an item; ``None``: it cannot be mirrored, and is counted."""
         model = self._plans.get(exchange.model)
         plan = model.served.get(exchange.variant) if model is not None else None
+        wanted_for_drift = self._drift is not None and self._drift.takes(exchange)
         if plan is None or not any(not pair.blocked for pair in plan.pairs):
-            self.not_mirrored["no_pair"] += 1
+            self.not_mirrored["drift_only" if wanted_for_drift else "no_pair"] += 1
+            if self._drift is not None and wanted_for_drift:
+                look(self._drift, exchange, plan)
             return None
         try:
             parsed = parse(exchange)
@@ -79,6 +88,8 @@ class Reader:
         except RequestError:
             self.not_mirrored["bad_request"] += 1
             return None
+        if self._drift is not None and wanted_for_drift:
+            self._drift.take(exchange.model, inputs, served, has_rows(plan.signature))
         batched = plan.signature.max_batch_size > 0
         rows = next((len(a) for a in inputs.values() if a.ndim), 1) if batched else 1
         if rows == 0:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from sidecar.clock import Clock
+from sidecar.monitor.drift_watch import DriftWatch
 from sidecar.monitor.events import EventLog
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.rows import StoreError
@@ -24,10 +26,14 @@ class Keeper:
     is written when the store can be opened.
     """
 
-    def __init__(self, folder: Path, evidence: Evidence, events: EventLog, clock: Clock) -> None:
+    def __init__(
+        self, folder: Path, evidence: Evidence, events: EventLog, clock: Clock,
+        drift: DriftWatch | None = None,
+    ) -> None:  # fmt: skip
         self._folder = folder
         self._evidence = evidence
         self._events = events
+        self._drift = drift
         self._clock = clock
         self._store: Store | None = None
         self._message = ""
@@ -46,6 +52,8 @@ class Keeper:
             store = Store.open(self._folder, self._clock)
             self._evidence.load(store)
             self._events.load(store)
+            if self._drift is not None:
+                self._drift.load(store)
         except StoreError as error:
             if store is not None:
                 store.close()
@@ -64,6 +72,9 @@ class Keeper:
         assert self._store is not None
         if self._evidence.flush(self._store):
             self._events.flush(self._store)
+        if self._drift is not None:
+            with suppress(StoreError):  # which the store has said; tried again the next time
+                self._drift.flush(self._store)
 
     def status(self) -> StoreStatus:
         """As it is shown."""

@@ -107,7 +107,8 @@ def run(config_path: Path) -> int:
     if not config.monitored:
         message = config.untold or (
             "no variant is a reference, a mirror or a previous version, so there is nothing to "
-            "compare, and nothing is to be told through OpenTelemetry; give one such a role, set "
+            "compare, no model is watched for drift, and nothing is to be told through "
+            "OpenTelemetry; give one such a role, set drift.enabled: true of a model, set "
             "telemetry, or set monitor.enabled: true"
         )
         raise ConfigError(str(config_path), [Problem("monitor", message)])

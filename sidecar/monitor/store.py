@@ -55,6 +55,7 @@ except ModuleNotFoundError:
 
 from sidecar.monitor import store_fold
 from sidecar.monitor import store_tables as tables
+from sidecar.monitor.drift_store import DriftTables
 
 __all__ = ["CertificateRow", "EvidenceKey", "EvidenceRow", "SketchRow", "Store", "StoreError"]
 
@@ -369,6 +370,10 @@ class Store:
         """Return the latest event's ``seq``; 0 when there is none."""
         rows = self._read(sa.select(sa.func.max(tables.EVENTS.c.seq).label("last")))
         return rows[0]["last"] or 0
+
+    def drift(self) -> DriftTables:
+        """What is kept of drift."""
+        return DriftTables(self.incarnation, self._clock, self._writing, self._read)
 
     # --- the store itself -------------------------------------------------------------------------
 

@@ -93,6 +93,33 @@ EVENTS = sa.Table(
     sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("plain", Json, nullable=False),
 )
+DRIFT_REFERENCES = sa.Table(
+    "drift_references",
+    METADATA,
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("plain", Json, nullable=False),
+)
+
+
+def _numbered(name: str) -> sa.Table:
+    return sa.Table(
+        name,
+        METADATA,
+        sa.Column("model", sa.Text, primary_key=True),
+        sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("plain", Json, nullable=False),
+    )
+
+
+DRIFT_ROWS, DRIFT_HISTORY = _numbered("drift_rows"), _numbered("drift_history")
+DRIFT_WINDOWS = sa.Table(
+    "drift_windows",
+    METADATA,
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("incarnation", sa.Text, primary_key=True),
+    sa.Column("plain", Json, nullable=False),
+    sa.Column("updated_ns", sa.BigInteger, nullable=False),
+)
 INCARNATIONS = sa.Table(
     "incarnations",
     METADATA,

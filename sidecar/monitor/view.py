@@ -295,6 +295,7 @@ class DriftUnit:
         score: comparable between units; over ``score_threshold`` in two windows in a row: alarm.
         state: ``ok``, ``suspect``, ``alarm``, ``insufficient_data``.
         detail: where it changed most.
+        scores: of the latest judged windows, the oldest first.
     """
 
     unit: str
@@ -305,6 +306,7 @@ class DriftUnit:
     score_threshold: float
     state: str
     detail: str = ""
+    scores: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,13 +316,18 @@ class DriftView:
     Attributes:
         reference: its name, empty while there is none.
         reference_source: ``file``, ``live`` (the first rows that came) or ``collecting``.
-        state: the worst of the units.
+        state: the worst of the units; ``not_watched``: ``message`` says why.
         windows: judged so far.
         rows_in_window: counted in the open window, which closes at ``window_rows``.
         last_window_wall_ns: when the latest window was judged; ``None``: none yet.
         alarm_since_wall_ns: ``None``: no alarm.
         message: what keeps it from being watched as configured, empty otherwise.
         report_html: path of the latest deep run's report, empty without; ``report_json`` likewise.
+        last_window_rows: of the latest judged window.
+        reference_rows: of the reference; collected so far, while there is none, of
+            ``reference_rows_wanted`` (then 0).
+        skipped: exchanges that no window counts: reason → count.
+        inferred: sentences that say what was taken for what.
     """
 
     model: str
@@ -337,6 +344,11 @@ class DriftView:
     report_html: str = ""
     report_json: str = ""
     report_wall_ns: int | None = None
+    last_window_rows: int = 0
+    reference_rows: int = 0
+    reference_rows_wanted: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    inferred: list[str] = field(default_factory=list)
 
 
 def case_from_plain(plain: Mapping[str, Any]) -> CaseView:

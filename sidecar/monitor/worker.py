@@ -16,6 +16,7 @@ from functools import partial
 from sidecar.clock import Clock
 from sidecar.monitor.budget import Budget
 from sidecar.monitor.casebook import Casebook
+from sidecar.monitor.drift_watch import DriftWatch
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchange import Exchange
 from sidecar.monitor.exchanges import Item, Planner, Reader
@@ -50,6 +51,7 @@ class Worker:
     Args:
         on_crash: is told of an exchange that ended the child.
         watch: is shown every micro-batch when it is done.
+        drift: is given the exchanges of the models that it watches.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Worker:
         clock: Clock,
         on_crash: Callable[[Item], None],
         watch: Watch | None = None,
+        drift: DriftWatch | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._ingest = ingest
@@ -81,7 +84,8 @@ class Worker:
         self._flush_ns = int(flush_s * 1e9)
         self._flush_at_ns = clock.monotonic_ns() + self._flush_ns
         rng = rng or random.Random()  # noqa: S311 - a sample and an order, not a secret
-        self.reader = Reader(plans)
+        self._drift = drift
+        self.reader = Reader(plans, drift)
         self._planner = Planner(mirror.copies, noise_rate, rng)
         self.tally = Tally()
         self.recorder = Recorder(evidence, self.tally)
@@ -154,6 +158,8 @@ class Worker:
             Stopped: the mirror was closed meanwhile.
         """
         items = [item for exchange in batch if (item := self.reader.read(exchange)) is not None]
+        if self._drift is not None:
+            self._drift.settle()
         if not items:
             return
         self._planner.plan(items)

@@ -23,7 +23,7 @@ from validators.drift.distances import distance
 from validators.drift.measures import least_measures, measure, methods_of, units_of
 from validators.drift.multivariate import correlation_change
 from validators.drift.reference import Reference, Window
-from validators.drift.resample import block_length, draw_measures
+from validators.drift.resample import REFERENCES, block_length, draw_measures
 
 Array = npt.NDArray[Any]
 
@@ -95,18 +95,19 @@ class Calibration:
             value, factor = float(measured[at]), size**power
             return UnitScore(unit, method, value / factor, limit / factor, score, detail)
 
+        changed, gone = _most_changed(reference, window), _missing(reference, window)
         found = []
         for at, column in enumerate(reference.columns):
             method = self.methods[at]
             power = distance(method, column.type).power
-            changed = _most_changed(reference, window, at)
             sides = (
-                scored(column.name, at, method, power, changed),
-                scored(column.name, width + at, "missing", 0.0, _missing(reference, window, at)),
+                scored(column.name, at, method, power, changed[at]),
+                scored(column.name, width + at, "missing", 0.0, gone[at]),
             )
             found.append(max(sides, key=lambda side: side.score))
         if width > 1:
-            flat = int(correlation_change(window.joint, reference.counted.joint)[1])
+            known = reference.correlations
+            flat = int(correlation_change(window.joint, reference.counted.joint, known)[1])
             pair = " and ".join(reference.columns[index].name for index in divmod(flat, width))
             at = 2 * width
             found.append(scored(CORRELATION, at, "fisher_z", 0.5, pair))
@@ -170,6 +171,7 @@ def calibrate(
     methods: Mapping[str, str] | None = None,
     min_rows: int = MIN_ROWS,
     seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Thresholds for windows of ``window_rows`` rows.
 
@@ -177,7 +179,8 @@ def calibrate(
     in which they came. ``expected_windows``: between two false alarms, of all units together and
     with the rule of two in a row (`state.py`). ``block_rows``: rows that belong together (those
     of a request), the first block at the first row; None: found from the autocorrelation.
-    ``methods``: column name → distance, where not the default.
+    ``methods``: column name → distance, where not the default. ``on_progress``: is told (done, of)
+    after each drawn reference, which is what takes the time.
 
     ValueError for a window under ``min_rows``, fewer rows in the reference than in two windows, an
     unknown method or column, and an expectation outside 5 … 1e6 windows.
@@ -201,9 +204,12 @@ def calibrate(
         raise ValueError(f"blocks of {block} rows do not fit into windows of {window_rows}")
     rng = np.random.default_rng(seed)
     aligned = block_rows is not None
-    draws = np.stack(
-        list(draw_measures(reference, codes, chosen, window_rows, block, rng, aligned=aligned))
-    )
+    parts = []
+    for part in draw_measures(reference, codes, chosen, window_rows, block, rng, aligned=aligned):
+        parts.append(part)
+        if on_progress is not None:
+            on_progress(len(parts), REFERENCES)
+    draws = np.stack(parts)
     middle, high = np.quantile(draws, [0.5, _QUANTILE], axis=(0, 1))
     least = least_measures(reference, chosen, window_rows) - middle
     scale = np.maximum(np.maximum(high - middle, least), _SCALE_MIN)
@@ -268,18 +274,30 @@ def _extrapolate(
     return float(max((math.log(expected) - offset) / slope, at[-1]))
 
 
-def _most_changed(reference: Reference, window: Window, column: int) -> str:
-    """The code whose share changed most, with both shares."""
-    sides = [counted.counts[column] for counted in (window, reference.counted)]
-    now, before = (side / max(1, side.sum()) for side in sides)
-    code = int(np.abs(now - before).argmax())
-    return f"{reference.bins[column].label(code)}: {before[code]:.1%} → {now[code]:.1%}"
-
-
-def _missing(reference: Reference, window: Window, column: int) -> str:
-    """The share of NaN and infinite values, before and now."""
+def _shares(reference: Reference, window: Window) -> tuple[Array, Array]:
+    """Before and now, float64 [columns, 36] each."""
     before, now = (
-        (counts[MISSING] + counts[INFINITE]) / max(1, counts.sum())
-        for counts in (reference.counted.counts[column], window.counts[column])
+        counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        for counts in (reference.counted.counts, window.counts)
     )
-    return f"NaN and infinite: {before:.1%} → {now:.1%}"
+    return before, now
+
+
+def _most_changed(reference: Reference, window: Window) -> list[str]:
+    """For each column the code whose share changed most, with both shares."""
+    before, now = _shares(reference, window)
+    codes = np.abs(now - before).argmax(axis=1)
+    return [
+        f"{item.label(code)}: {before[at, code]:.1%} → {now[at, code]:.1%}"
+        for at, (item, code) in enumerate(zip(reference.bins, codes.tolist(), strict=True))
+    ]
+
+
+def _missing(reference: Reference, window: Window) -> list[str]:
+    """For each column the share of NaN and infinite values, before and now."""
+    before, now = (
+        (side[:, MISSING] + side[:, INFINITE]).tolist() for side in _shares(reference, window)
+    )
+    return [
+        f"NaN and infinite: {old:.1%} → {new:.1%}" for old, new in zip(before, now, strict=True)
+    ]

@@ -6,6 +6,7 @@ Some are fitted on the reference (the centroid of embeddings); what they learnt 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -22,6 +23,9 @@ Array = npt.NDArray[Any]
 #: Principal components of an embedding, and the rows that they are fitted on.
 COMPONENTS = 8
 _FIT_ROWS = 1024
+#: Characters of a text that is a category: of a longer one its beginning and a hash are kept, so
+#: that one long text does not make every row of a column as wide.
+TEXT_MAX = 80
 
 
 class TensorDescriptor(Descriptor):
@@ -247,7 +251,10 @@ class FeaturesDescriptor(Descriptor):
 
 
 class ExactDescriptor(Descriptor):
-    """[rows] of integers, truth values or texts: the value itself is the category."""
+    """[rows] of integers, truth values or texts: the value itself is the category.
+
+    Of a text over 80 characters, its first 60 and a hash.
+    """
 
     kind = "exact"
 
@@ -316,16 +323,18 @@ def _category(values: Array) -> Array:
     """int64 or str [rows]."""
     found = dtype_class(values.dtype)
     if found == "string":
-        return np.array(
-            [
-                item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item)
-                for item in values.tolist()
-            ],
-            dtype=str,
-        )
+        return np.array([_text(item) for item in values.tolist()], dtype=str)
     if found == "float":
         wide = values.astype(np.float64)
         if not np.array_equal(wide, np.round(wide)) or (np.abs(wide) >= 2.0**63).any():
             raise ValueError("a category of floats must hold whole numbers")
         return wide.astype(np.int64)
     return values.astype(np.int64)
+
+
+def _text(item: Any) -> str:
+    text = item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item)
+    if len(text) <= TEXT_MAX:
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{text[: TEXT_MAX - 20]}… {digest}"

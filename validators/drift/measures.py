@@ -45,14 +45,18 @@ def _by_method(
 def measure(
     methods: tuple[str, ...], reference: Reference, counts: Array, joint: JointSums, against: Window
 ) -> Array:
-    """float64 [..., measures] of windows: counts [..., columns, 36] and joint sums alike."""
+    """float64 [..., measures] of windows: counts [..., columns, 36] and joint sums alike.
+
+    ``against``: what the reference counted, or a draw of it.
+    """
     width, positions = len(methods), reference.positions
     found = np.empty((*counts.shape[:-2], 2 * width + (2 if width > 1 else 0)))
     for item, at in _by_method(methods, reference.columns):
         found[..., at] = item.scaled(counts[..., at, :], against.counts[at], positions[at])
     found[..., width : 2 * width] = missing(counts, against.counts)
     if width > 1:
-        found[..., -2] = correlation_change(joint, against.joint)[0]
+        known = reference.correlations if against is reference.counted else None
+        found[..., -2] = correlation_change(joint, against.joint, known)[0]
         found[..., -1] = kernel_distance(joint, against.joint)
     return np.nan_to_num(found, nan=0.0)
 

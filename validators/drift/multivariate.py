@@ -135,12 +135,15 @@ class JointSums:
         return cls(rows, scores, products + np.triu(products, 1).T, features)
 
 
-def correlation_change(window: JointSums, reference: JointSums) -> tuple[Array, Array]:
+def correlation_change(
+    window: JointSums, reference: JointSums, known: Array | None = None
+) -> tuple[Array, Array]:
     """(largest change [...], the pair's flat index [...]) of the Fisher-transformed correlations.
 
-    In standard deviations of normal columns: × √m, m = n·N / (n + N).
+    In standard deviations of normal columns: × √m, m = n·N / (n + N). ``known``: those of the
+    reference, where they were worked out before.
     """
-    change = np.abs(window.correlations() - reference.correlations())
+    change = np.abs(window.correlations() - (reference.correlations() if known is None else known))
     flat = change.reshape(*change.shape[:-2], -1)
     at = flat.argmax(axis=-1)
     largest = np.take_along_axis(flat, at[..., None], -1)[..., 0]

@@ -81,8 +81,11 @@ class Reference:
     seed: int
     _scores: Array = field(init=False, repr=False)
     _features: FeatureMap = field(init=False, repr=False)
+    _positions: Array = field(init=False, repr=False)
+    _correlations: Array | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
+        self._positions = np.stack([item.positions() for item in self.bins])
         self._scores = normal_scores(self.counted.counts)
         self._features = FeatureMap(len(self.columns), self.seed)
 
@@ -94,7 +97,14 @@ class Reference:
     @property
     def positions(self) -> Array:
         """Where the codes of each column lie, float64 [columns, 36]."""
-        return np.stack([item.positions() for item in self.bins])
+        return self._positions
+
+    @property
+    def correlations(self) -> Array:
+        """``JointSums.correlations`` of the reference, worked out once."""
+        if self._correlations is None:
+            self._correlations = self.counted.joint.correlations()
+        return self._correlations
 
     @classmethod
     def of(

@@ -17,7 +17,7 @@ from validators.drift.reference import Reference, Window
 Array = npt.NDArray[Any]
 
 #: References drawn, and windows drawn for each.
-_REFERENCES = 64
+REFERENCES = 64
 _WINDOWS = 64
 #: Cells of one pass over windows.
 _CELLS = 1 << 22
@@ -71,7 +71,7 @@ def draw_measures(
     def drawn(size: int, many: int) -> Array:
         return draw_blocks(rows, size, block, many, rng, aligned=aligned)
 
-    for _ in range(_REFERENCES):
+    for _ in range(REFERENCES):
         against = Window.empty(columns)
         base = drawn(rows, 1)
         for start in range(0, rows, most):

@@ -1,0 +1,34 @@
+"""Of which models requests are sampled, and which are watched for drift.
+
+The gateway asks it of a configuration without types (``config_plain``), so nothing heavy is
+imported here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sidecar.config import ModelConfig, SidecarConfig
+
+
+def sampled_models(config: SidecarConfig) -> frozenset[str] | None:
+    """Names of the models whose requests the monitor is to hear of; ``None``: all.
+
+    Those that have a candidate, and those to be watched for drift. A monitor that was asked for
+    without either hears of everything.
+    """
+    names = frozenset(m.name for m in config.models if m.is_watched or m.drift.wanted)
+    return None if not names and config.monitor.enabled is True else names
+
+
+def drift_models(config: SidecarConfig) -> list[ModelConfig]:
+    """The models to watch for drift: all that are sampled, unless they say no."""
+    if config.monitor.enabled is False:
+        return []
+    sampled = sampled_models(config)
+    return [
+        model
+        for model in config.models
+        if model.drift.enabled is not False and (sampled is None or model.name in sampled)
+    ]
