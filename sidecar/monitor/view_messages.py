@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from google.protobuf.message import Message
 
 from sidecar.monitor import rows, view
+from sidecar.monitor.deep.view import DeepReport
 from sidecar.protocol.pb import monitor_pb2 as pb
 from validators.verdict import Verdict
 
@@ -36,6 +37,7 @@ MESSAGES: Mapping[type[Any], type[Message]] = {
     view.VerdictEvent: pb.VerdictEvent,
     view.DriftView: pb.DriftModel,
     view.DriftUnit: pb.DriftUnit,
+    DeepReport: pb.DeepReport,
     rows.EvidenceKey: pb.EvidenceKey,
     rows.EvidenceRow: pb.EvidenceRow,
 }
