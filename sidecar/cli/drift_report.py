@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 FINE, NO_REPORT = 0, 1
 #: The default time limit of a run, once for one that goes before it, and what ending takes.
 WAIT_S = 660.0
+#: Whom Python takes where there is no screen.
+_FOR_TERMINALS = frozenset({"www-browser", "links", "elinks", "lynx", "w3m"})
 
 
 def open_report(
@@ -81,8 +83,6 @@ def _opened(path: Path) -> bool:
         found = webbrowser.get()
     except webbrowser.Error:
         return False
-    if isinstance(found, webbrowser.GenericBrowser) and not isinstance(
-        found, webbrowser.BackgroundBrowser
-    ):
+    if Path(getattr(found, "name", "")).name in _FOR_TERMINALS:
         return False
     return found.open(path.absolute().as_uri())

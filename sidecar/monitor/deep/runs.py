@@ -167,6 +167,9 @@ class DeepRuns:
         """What the schedule calls: nothing that goes wrong is raised, and the next run comes."""
         try:
             report = self.run_now(model, html=False)
+        except OverloadedError as error:
+            self._say(model, f"no deep run: {error}")
+            return
         except Exception:
             self._messages[model] = "the latest deep run failed by a fault of the monitor"
             logger.exception("deep run of %s", model)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from sidecar.config import ModelConfig
 from sidecar.monitor.deep.job import Options, from_samples
 from validators.drift.columns import Column, ColumnType, Rows
 from validators.drift.reference import Reference
@@ -75,3 +77,29 @@ def stand_in(monkeypatch, folder: Path, body: str = "pass", *, at_import: str = 
     (inner / "stattests.py").write_text(f"def body(before, now):\n{lines}{_STATTESTS}")
     path = [str(root.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def model(name: str = "m", *, drift: dict[str, Any] | None = None, **deep: Any) -> ModelConfig:
+    runtime = {"kind": "onnxruntime", "path": "/m.onnx"}
+    variant = {"name": "onnx", "version": "1", "roles": ["serving"], "runtime": runtime}
+    settings = {"expected_windows_between_false_alarms": 200, **(drift or {}), "deep": deep}
+    return ModelConfig.model_validate({"name": name, "variants": [variant], "drift": settings})
+
+
+class Source:
+    """Samples that a test sets; ``None``: no reference yet."""
+
+    def __init__(self, known: Reference | None, live: Rows, *, alarms: bool = False) -> None:
+        self.known, self.live, self.alarms = known, live, alarms
+        self.error: Exception | None = None
+
+    def sample(self, model: str) -> tuple[Reference, Rows] | None:
+        if self.error is not None:
+            raise self.error
+        return None if self.known is None else (self.known, self.live)
+
+    def alarming(self, model: str) -> bool:
+        return self.alarms
