@@ -30,15 +30,16 @@ OTHERS = "(others)"
 #: Fewer rows of a reference's sample tell nothing about what is usual.
 REFERENCE_ROWS_MIN = 100
 
-#: Our distances by Evidently's names. It gives no Anderson-Darling p-value under 0.001, which is
-#: too coarse for many columns, so that one is judged by Evidently's own default.
-METHODS: Mapping[str, str] = {
-    "ks": "ks",
-    "wasserstein": "wasserstein",
-    "psi": "psi",
-    "jensen_shannon": "jensenshannon",
-    "chi_square": "chisquare",
-}
+#: Our distances by Evidently's names, of the types that its tests take. It gives no
+#: Anderson-Darling p-value under 0.001, which is too coarse for many columns: its own default then.
+METHODS: Mapping[ColumnType, Mapping[str, str]] = {
+    ColumnType.NUMERIC: {
+        "ks": "ks", "wasserstein": "wasserstein", "psi": "psi", "jensen_shannon": "jensenshannon",
+    },
+    ColumnType.CATEGORICAL: {
+        "psi": "psi", "jensen_shannon": "jensenshannon", "chi_square": "chisquare",
+    },
+}  # fmt: skip
 DEFAULT: Mapping[ColumnType, str] = {
     ColumnType.NUMERIC: "wasserstein",
     ColumnType.CATEGORICAL: "jensenshannon",
@@ -70,7 +71,8 @@ class Options:
 
     Attributes:
         expected: runs between two false alarms of all columns together.
-        block_rows: rows of the reference that belong together.
+        block_rows: rows of the reference that belong together; ``aligned``: the first of them is
+            its first row, as with requests of so many rows.
         calibrate_rows: of a window that thresholds are found for; 0: as many as there are.
         calibrate_s: seconds that finding thresholds may take; 0: none are looked for.
         page: when Evidently's page is made.
@@ -80,6 +82,7 @@ class Options:
     model: str = ""
     expected: float = 2000.0
     block_rows: int = 1
+    aligned: bool = False
     calibrate_rows: int = 0
     calibrate_s: float = 0.0
     page: Page = "never"
@@ -193,7 +196,7 @@ def from_samples(
     plans = tuple(
         Plan(
             column.name, column.type,
-            METHODS.get(chosen.get(column.name, ""), DEFAULT[column.type]),
+            METHODS[column.type].get(chosen.get(column.name, ""), DEFAULT[column.type]),
             known.get(column.name),
         )
         for column in columns

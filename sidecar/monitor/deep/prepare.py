@@ -46,13 +46,17 @@ def prepare(
     if live < drift.min_rows:
         raise UnfitSampleError(f"{live} live rows, {drift.min_rows} are needed")
     size = _step(live)
+    # As `calibrate` does for the windows: a found block is ten times as long as rows resemble each
+    # other, and may begin anywhere; a declared one begins where requests do.
     block = drift.block_rows
+    aligned = block is not None
     if block is None:
         block = block_length(reference.codes(reference.sample), size)
+    block = min(block, size)
     expected = drift.expected_windows_between_false_alarms
-    key = _key(reference, size, block, expected, drift.methods)
+    key = _key(reference, size, block, aligned, expected, drift.methods)
     options = Options(
-        settings.name, expected, min(block, size), size, _CALIBRATE_SHARE * drift.deep.timeout_s,
+        settings.name, expected, block, aligned, size, _CALIBRATE_SHARE * drift.deep.timeout_s,
         page, tuple(results.accuracy_sentences(accuracy)), drift.deep.memory_max_bytes,
     )  # fmt: skip
     job = from_samples(
@@ -75,15 +79,10 @@ def _step(rows: int) -> int:
     return min(rows, math.ceil(2 ** (step / _STEPS_PER_OCTAVE)))
 
 
-def _key(
-    reference: Reference, size: int, block: int, expected: float, methods: Mapping[str, str]
-) -> str:
+def _key(reference: Reference, *facts: Any) -> str:
     """Everything that thresholds depend on, as a hash."""
-    facts: list[Any] = [
-        results.evidently_version(), size, block, expected, sorted(methods.items()),
-        [(column.name, column.type.value) for column in reference.columns],
-    ]  # fmt: skip
-    hashed = hashlib.sha256(repr(facts).encode())
+    columns = [(column.name, column.type.value) for column in reference.columns]
+    hashed = hashlib.sha256(repr((results.evidently_version(), columns, facts)).encode())
     for column in reference.columns:
         values = np.asarray(reference.sample[column.name])
         hashed.update(values.astype(str).tobytes() if values.dtype == object else values.tobytes())

@@ -111,14 +111,16 @@ def calibrate(job: Job, now_s: Callable[[], float]) -> Calibrated:
     if not plans or job.options.calibrate_s <= 0:
         return Calibrated({}, 0)
     sample = _columns(job, job.reference)
-    rows, block = job.reference.rows, job.options.block_rows
+    rows = job.reference.rows
+    block = min(job.options.block_rows, rows)
     size = job.options.calibrate_rows or job.current.rows
     rng = np.random.default_rng(0)
     ends_s = now_s() + job.options.calibrate_s
     draws: list[list[float]] = []
     while len(draws) < DRAWS_MAX and now_s() < ends_s:
         against, window = (
-            draw_blocks(rows, many, block, 1, rng, aligned=False)[0] for many in (rows, size)
+            draw_blocks(rows, many, block, 1, rng, aligned=job.options.aligned)[0]
+            for many in (rows, size)
         )
         row = []
         for plan in plans:
