@@ -33,6 +33,8 @@ logger = logging.getLogger("sidecar.monitor.deep")
 
 #: Beyond its own time limit: a child that is ended has to be waited for.
 _WAIT_MORE_S = 30.0
+#: The monitor has a few seconds to end; a child that was killed is gone in tenths of one.
+_CLOSE_S = 3.0
 
 _NEEDS = "no deep runs: {} is not installed; install model-sidecar[drift], or set "
 _NEEDS += "drift.deep.enabled: false"
@@ -143,7 +145,7 @@ class DeepRuns:
             if self._turn is not None and self._turn.process is not None:
                 self._turn.process.stop()
             self._free.notify_all()
-            self._free.wait_for(lambda: self._turn is None, _WAIT_MORE_S)
+            self._free.wait_for(lambda: self._turn is None, _CLOSE_S)
 
     # --- what is shown --------------------------------------------------------------------------
 

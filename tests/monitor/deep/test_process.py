@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -229,6 +231,27 @@ def test_it_is_ended_when_the_monitor_ends(monkeypatch, tmp_path):
     running.stop()
     thread.join(60)
     assert ran[0].failure == "stopped"
+
+
+def test_it_does_not_outlive_a_monitor_that_is_killed(monkeypatch, tmp_path):
+    place = tmp_path / "pid"
+    body = f"import os, pathlib\npathlib.Path({str(place)!r}).write_text(str(os.getpid()))\n"
+    stand_in(monkeypatch, tmp_path, body + "while True: pass")
+    code = "from tests.monitor.deep.test_process import run\nrun()"
+    root = Path(__file__).parents[3]
+    with subprocess.Popen([sys.executable, "-c", code], cwd=root) as monitor:
+        pid = int(until(lambda: place.exists() and place.read_text(), "it runs", within_s=60))
+        assert psutil.pid_exists(pid)
+        monitor.kill()
+    # Its new parent may be slow to take note of its end.
+    until(lambda: not _runs(pid), "it ends as well", within_s=60)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_one_that_cannot_be_started_is_said(monkeypatch):
