@@ -11,7 +11,7 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sidecar.monitor.view import DriftView
+    from sidecar.monitor.view_drift import DriftView
 
 FINE, BAD, NOT_YET = 0, 1, 3
 _PLAIN_COLUMNS = 120
@@ -44,6 +44,19 @@ def run(
             console.width = max(console.width, _PLAIN_COLUMNS)
         console.print(drift_group(views, SystemClock().now_ns()))
     return exit_code(views) if check else FINE
+
+
+def run_report(address: str, *, model: str, browser: bool) -> int:
+    """Have the deep tests run now, and open their page; return the exit code.
+
+    Raises:
+        SidecarError: nobody answers there, or the model has no deep runs.
+    """
+    from sidecar.cli.drift_report import open_report
+    from sidecar.monitor.client import MonitorClient
+
+    with MonitorClient(address) as client:
+        return open_report(client, model, browser=browser)
 
 
 def exit_code(views: list[DriftView]) -> int:

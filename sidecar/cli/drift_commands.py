@@ -94,12 +94,24 @@ def _drift(
         float, typer.Option("--timeout", min=0.001, max=86400, metavar="SECONDS")
     ] = 5,
     as_json: AsJson = False,
+    open_page: Annotated[
+        bool,
+        typer.Option(
+            "--open", help="Have the deep tests run now, and open Evidently's page of them."
+        ),
+    ] = False,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="With --open: only say where it lies.")
+    ] = True,
 ) -> None:
     """Show whether traffic is still like its reference, and which columns moved.
 
     Exits with 0 when the monitor answers, unless --check is given.
     """
     from sidecar.cli import drift
+
+    if open_page:
+        raise typer.Exit(drift.run_report(address, model=model, browser=browser))
 
     raise typer.Exit(
         drift.run(address, model=model, as_json=as_json, timeout_s=timeout_s, check=check)

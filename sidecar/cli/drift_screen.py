@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sidecar.cli.monitor_screen import clock_time, duration
-from sidecar.monitor.view import DriftUnit, DriftView
+from sidecar.monitor.view_drift import DriftUnit, DriftView
 
 STYLES: Mapping[str, str] = {
     "ok": "green",

@@ -155,10 +155,6 @@ class _Story:
         verdicts.start()
         rows, comparisons = watch.run(load, server)
         verdicts.close()
-        told_to = backend()
-        trace = None
-        if not told_to:
-            trace = traces.choose(traces.read(self._output / LOG_FILE), MODEL)
         say("validate: which step of the broken conversion is it?")
         diagnosis = diagnose(config, self._output)
         report = Report(
@@ -178,8 +174,8 @@ class _Story:
             findings=verdicts.findings(),
             coverage=verdicts.coverage(),
             diagnosis=diagnosis,
-            trace=trace,
-            telemetry_backend=told_to,
+            trace=None if backend() else traces.of_log(self._output / LOG_FILE, MODEL),
+            telemetry_backend=backend(),
         )
         write_request(self._output / REQUEST_FILE, prepared.hold_out)
         for line in summary(report):

@@ -65,6 +65,11 @@ class Trace:
         }
 
 
+def of_log(log: Path, model: str) -> Trace | None:
+    """The trace of ``model`` to show; ``None``: nothing was traced."""
+    return choose(read(log), model)
+
+
 def read(log: Path) -> list[SpanLine]:
     """The spans in a log; lines that are none are passed over."""
     with log.open("rb") as file:

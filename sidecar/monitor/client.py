@@ -8,8 +8,10 @@ from typing import Any, Self
 import grpc
 
 from sidecar.errors import SidecarError
+from sidecar.monitor.deep.view import DeepReport
 from sidecar.monitor.service import SERVICE
-from sidecar.monitor.view import DriftView, MonitorStatus, VerdictEvent
+from sidecar.monitor.view import MonitorStatus, VerdictEvent
+from sidecar.monitor.view_drift import DriftView
 from sidecar.monitor.view_messages import from_message
 from sidecar.protocol.pb import monitor_pb2 as pb
 
@@ -104,6 +106,32 @@ class MonitorClient:
             raise self._failed(error) from None
         return [from_message(one, DriftView) for one in answer.models]
 
+    def drift_report(
+        self, model: str = "", *, html: bool = True, send: bool = False, timeout_s: float
+    ) -> tuple[DeepReport, bytes]:
+        """Let the monitor run its deep drift tests now; returns what came of it, and the page.
+
+        Args:
+            model: empty: the only one that has such runs.
+            html: make Evidently's page.
+            send: send it too; else, and where it is too large, the page is empty.
+            timeout_s: for the whole run, minutes perhaps.
+
+        Raises:
+            MonitorCallError: no answer, no such model, or too many ask at once.
+        """
+        call = self._channel.unary_unary(
+            f"/{SERVICE}/DriftReport",
+            request_serializer=pb.DriftReportRequest.SerializeToString,
+            response_deserializer=pb.DriftReportResponse.FromString,
+        )
+        request = pb.DriftReportRequest(model=model, html=html, send=send)
+        try:
+            answer = call(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise self._failed(error, timeout_s) from None
+        return from_message(answer.report, DeepReport), answer.page
+
     def watch(self, after_seq: int) -> Iterator[pb.Watching | VerdictEvent | int]:
         """Yield what a stream of verdicts says, until it ends.
 
@@ -127,7 +155,7 @@ class MonitorClient:
         except grpc.RpcError as error:
             raise self._failed(error) from None
 
-    def _failed(self, error: Any) -> MonitorCallError:
+    def _failed(self, error: Any, timeout_s: float | None = None) -> MonitorCallError:
         code: str = error.code().name
         if code == "UNAVAILABLE":
             message = (
@@ -135,7 +163,7 @@ class MonitorClient:
                 "monitor.grpc?"
             )
         elif code == "DEADLINE_EXCEEDED":
-            message = f"{self.address} has not answered within {self._timeout_s:g} s"
+            message = f"{self.address} has not answered within {timeout_s or self._timeout_s:g} s"
         elif code == "UNIMPLEMENTED":
             message = (
                 f"{self.address} answers, but it is no monitor; the gateway listens on another "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sidecar.monitor.drift_model import ModelDrift
-from sidecar.monitor.view import DriftUnit, DriftView
+from sidecar.monitor.view_drift import DriftUnit, DriftView
 from validators.drift.state import State
 
 #: Scores of the past that are shown of a unit.

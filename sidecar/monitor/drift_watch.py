@@ -30,7 +30,7 @@ from sidecar.monitor.drift_windows import Judged
 from sidecar.monitor.events import EventLog
 from sidecar.monitor.exchange import Exchange
 from sidecar.monitor.store import Store
-from sidecar.monitor.view import DriftView
+from sidecar.monitor.view_drift import DriftView
 from sidecar.runtimes.artifacts import fingerprint
 from sidecar.runtimes.base import Array
 from validators.drift.columns import Rows
@@ -177,6 +177,11 @@ class DriftWatch:
         """
         drift = self.models.get(model)
         return None if drift is None else drift.live_sample()
+
+    def alarming(self, model: str) -> bool:
+        """Whether a model's windows say that it drifts now."""
+        drift = self.models.get(model)
+        return drift is not None and drift.alarm_since_ns is not None
 
     # --- the store ----------------------------------------------------------------------------
 

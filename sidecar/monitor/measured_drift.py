@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from exporters import instruments
 from exporters.telemetry.model import Number, Point
-from sidecar.monitor.view import DriftView
+from sidecar.monitor.view_drift import DriftView
 
 
 class MeasuredDrift:

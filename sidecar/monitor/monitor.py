@@ -18,13 +18,12 @@ from sidecar import __version__
 from sidecar.clock import Clock
 from sidecar.config import SidecarConfig, telemetry
 from sidecar.gateway.pages import Page
-from sidecar.monitor import places, spans
+from sidecar.monitor import places
 from sidecar.monitor.budget import TICK_S, AdaptiveRate, Budget, own_cpu_s
 from sidecar.monitor.casebook import open_cases
 from sidecar.monitor.channel import ExchangeListener
 from sidecar.monitor.copies import copies_to_load, loaded_copies
-from sidecar.monitor.drift_watch import DriftWatch
-from sidecar.monitor.drift_windows import Judged
+from sidecar.monitor.drift_side import DriftSide
 from sidecar.monitor.events import EventLog
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchange import Exchange
@@ -33,7 +32,6 @@ from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.judge import Judge
 from sidecar.monitor.keeper import Keeper
 from sidecar.monitor.ledger import Ledger, by_reason
-from sidecar.monitor.measured_drift import MeasuredDrift
 from sidecar.monitor.measured_evidence import MeasuredEvidence
 from sidecar.monitor.measures import Measures
 from sidecar.monitor.mirror import MirrorProcess, Stopped
@@ -41,7 +39,6 @@ from sidecar.monitor.mirror_spans import MirrorSpans, roles_of
 from sidecar.monitor.plan import ModelPlan, make_plan
 from sidecar.monitor.policies import Precisions
 from sidecar.monitor.rows import EvidenceRow
-from sidecar.monitor.sampled import drift_models
 from sidecar.monitor.service import MonitorServer
 from sidecar.monitor.status import StatusBoard
 from sidecar.monitor.telling import Telling
@@ -49,12 +46,12 @@ from sidecar.monitor.view import (
     CaseView,
     CertificateView,
     Coverage,
-    DriftView,
     ModelStatus,
     MonitorStatus,
     StoreStatus,
     VerdictEvent,
 )
+from sidecar.monitor.view_drift import DriftView
 from sidecar.monitor.worker import Worker
 from validators.verdict import Verdict
 
@@ -97,9 +94,11 @@ class Monitor:
         settings = config.monitor
         self._evidence = Evidence(f"unsaved-{os.getpid()}", clock)
         self._events = EventLog(clock)
-        self.drift_watch = DriftWatch(drift_models(config), self._events, clock)
+        self.measures = Measures(pages, config, serve_started_ns)
+        self.telling = Telling(telemetry(config), self.measures.exemplar, clock)
+        self._drift = DriftSide(config, self._events, self._state_dir, self.telling, clock)
         self._keeper = Keeper(
-            self._state_dir, self._evidence, self._events, clock, self.drift_watch
+            self._state_dir, self._evidence, self._events, clock, self._drift.watch
         )
         self._ingest = Ingest(queue_bytes=settings.channel.queue_bytes, clock=clock)
         self._rate = AdaptiveRate(settings.mirror.sample_rate)
@@ -115,16 +114,12 @@ class Monitor:
         self._budget = Budget(self._cpu_s, settings.mirror.cpu_share, clock)
         self._plans: dict[str, ModelPlan] = {}
         self._casebook = open_cases(self._state_dir / "cases", settings.cases, clock)
-        self.measures = Measures(pages, config, serve_started_ns)
-        self.telling = Telling(telemetry(config), self.measures.exemplar, clock)
         watch = MirrorSpans(self.telling.span, roles_of(config), clock)
-        if self.telling.tells_spans:
-            self.drift_watch.on_window = self._tell_window
         self._worker = Worker(
             self._ingest, self._mirror, self._evidence, self._plans, self._casebook, self._budget,
             noise_rate=settings.mirror.noise_rate, flush_s=settings.flush_s, clock=clock,
             on_crash=self._on_crash, watch=watch if self.telling.tells_spans else None,
-            drift=self.drift_watch,
+            drift=self._drift.watch,
         )  # fmt: skip
         self._judge = Judge(self._evidence, self._plans, self._events)
         self._board = StatusBoard(self._evidence, self._judge)
@@ -138,16 +133,6 @@ class Monitor:
         self._server: MonitorServer | None = None
         self._thread = threading.Thread(target=self._worker.run, name="worker", daemon=True)
 
-    def _tell_window(self, model: str, judged: Judged, start_ns: int, end_ns: int) -> None:
-        view = next(one for one in self.drift_watch.views() if one.model == model)
-        state = view.state if judged.scores is not None else "insufficient_data"
-        self.telling.span(
-            spans.drift_window(
-                model, rows=judged.rows, state=state, reference=view.reference,
-                start_ns=start_ns, end_ns=end_ns,
-            )
-        )  # fmt: skip
-
     def _cpu_s(self) -> float:
         return own_cpu_s() + self._mirror.cpu_s()
 
@@ -160,9 +145,9 @@ class Monitor:
             SidecarError: it cannot listen. (What else fails is said, and gone without.)
             Stopped: it was asked to end meanwhile.
         """
-        self.drift_watch.start()
+        self._drift.start()
         self._keeper.open()
-        self._server = MonitorServer(self)
+        self._server = MonitorServer(self, reports=self._drift.deep)
         bound = self._server.start(grpc_address)
         # In a thread of its own, so that a signal is heard while a large model loads; and the
         # worker's, since the child ends with the thread that started it.
@@ -173,9 +158,8 @@ class Monitor:
         )  # fmt: skip
         self._thread.start()
         # Meanwhile: what has been counted is told before the copies are there.
-        measured_drift = MeasuredDrift(self.drift)
         self.telling.start(
-            [self.measures.points, self.measured_evidence.points, measured_drift.points]
+            [self.measures.points, self.measured_evidence.points, self._drift.points]
         )
         while not loaded.wait(0.1):
             if self.stop_requested.is_set():
@@ -231,7 +215,7 @@ class Monitor:
         self.telling.tick()
         with self._looking:
             self._judge.look()
-        self.drift_watch.tick()
+        self._drift.tick()
         self._counts()
         rate = self._rate.update(
             used=self._budget.tick(),
@@ -263,7 +247,7 @@ class Monitor:
         with self._looking:
             self._judge.look()
         self._counts()
-        self.drift_watch.close()
+        self._drift.close()
         self._keeper.close()  # before what waits for others
         self.telling.close()
         if self._server is not None:
@@ -370,7 +354,7 @@ class Monitor:
 
     def drift(self) -> list[DriftView]:
         """Models watched for drift."""
-        return self.drift_watch.views()
+        return self._drift.views()
 
     def wait_events(self, after_seq: int, timeout_s: float) -> list[VerdictEvent]:
         """Events after ``after_seq``, waited for."""

@@ -13,6 +13,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -30,6 +31,7 @@ from sidecar.errors import (
     SidecarError,
 )
 from sidecar.health import HealthServicer
+from sidecar.monitor.deep.view import DriftReports
 from sidecar.monitor.rows import EvidenceRow
 from sidecar.monitor.view import MonitorView
 from sidecar.monitor.view_messages import to_message
@@ -42,6 +44,10 @@ SERVICE: str = pb.DESCRIPTOR.services_by_name["Monitor"].full_name
 
 #: Streams of verdicts at a time; each holds a thread.
 WATCHERS_MAX = 16
+#: Calls that wait for a deep drift run; each holds a thread for minutes.
+REPORTS_MAX = 2
+#: A page over this is not sent: clients take messages of 64 MiB.
+_PAGE_BYTES_MAX = 48 * 2**20
 #: Threads for everything else.
 _OTHER_THREADS = 6
 #: How often an idle stream looks whether anybody is still there.
@@ -52,10 +58,20 @@ _CODES = {code.name: code for code in grpc.StatusCode}
 
 
 class MonitorServer:
-    """The listener. ``start`` once, ``stop`` once."""
+    """The listener. ``start`` once, ``stop`` once.
 
-    def __init__(self, view: MonitorView, *, watchers_max: int = WATCHERS_MAX) -> None:
-        threads = watchers_max + _OTHER_THREADS
+    Args:
+        reports: makes drift reports on request; ``None``: no model is watched for drift.
+    """
+
+    def __init__(
+        self,
+        view: MonitorView,
+        *,
+        watchers_max: int = WATCHERS_MAX,
+        reports: DriftReports | None = None,
+    ) -> None:
+        threads = watchers_max + REPORTS_MAX + _OTHER_THREADS
         self._health = HealthServicer()
         self._stopping = threading.Event()
         self._server = grpc.server(
@@ -69,7 +85,7 @@ class MonitorServer:
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
-        servicer = _Servicer(view, watchers_max, self._stopping)
+        servicer = _Servicer(view, watchers_max, self._stopping, reports)
         self._server.add_generic_rpc_handlers((servicer.handler(),))
         self._health.add_to_server(self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -107,8 +123,16 @@ class MonitorServer:
 class _Servicer:
     """The methods; every one takes a parsed request and returns or yields messages."""
 
-    def __init__(self, view: MonitorView, watchers_max: int, stopping: threading.Event) -> None:
+    def __init__(
+        self,
+        view: MonitorView,
+        watchers_max: int,
+        stopping: threading.Event,
+        reports: DriftReports | None,
+    ) -> None:
         self._view = view
+        self._reports = reports
+        self._waiting = threading.BoundedSemaphore(REPORTS_MAX)
         self._watchers_max = watchers_max
         self._watchers = threading.BoundedSemaphore(watchers_max)
         self._stopping = stopping
@@ -121,6 +145,7 @@ class _Servicer:
             "ListCertificates": (pb.ListCertificatesRequest, self._certificates),
             "ListCases": (pb.ListCasesRequest, self._cases),
             "Drift": (pb.DriftRequest, self._drift),
+            "DriftReport": (pb.DriftReportRequest, self._drift_report),
         }
         handlers: dict[str, Any] = {
             name: grpc.unary_unary_rpc_method_handler(_unary(kind, method))
@@ -178,6 +203,23 @@ class _Servicer:
             raise NotFoundError(message)
         return pb.DriftResponse(models=[to_message(one) for one in chosen])
 
+    def _drift_report(self, request: pb.DriftReportRequest) -> pb.DriftReportResponse:
+        if self._reports is None:
+            message = "no model is watched for drift here"
+            raise NotFoundError(message)
+        if not self._waiting.acquire(blocking=False):
+            message = f"{REPORTS_MAX} calls wait for a drift report, which is the most; try again "
+            message += "when they are done"
+            raise OverloadedError(message)
+        try:
+            report = self._reports.run_now(request.model, html=request.html)
+        finally:
+            self._waiting.release()
+        response = pb.DriftReportResponse(report=to_message(report))
+        if request.send and report.path_html:
+            response.page = _page(Path(report.path_html))
+        return response
+
     # --- the stream -------------------------------------------------------------------------------
 
     def _watch(self, body: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -219,6 +261,14 @@ class _Servicer:
                 after = event.seq
                 if model is None or event.model == model:
                     yield pb.WatchVerdictsResponse(event=to_message(event))
+
+
+def _page(path: Path) -> bytes:
+    """A report's page; empty where it is gone already, or too large."""
+    try:
+        return path.read_bytes() if path.stat().st_size <= _PAGE_BYTES_MAX else b""
+    except OSError:
+        return b""
 
 
 def _unary(

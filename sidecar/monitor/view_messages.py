@@ -15,7 +15,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from google.protobuf.message import Message
 
-from sidecar.monitor import rows, telemetry_view, view
+from sidecar.monitor import rows, telemetry_view, view, view_drift
+from sidecar.monitor.deep.view import DeepReport
 from sidecar.protocol.pb import monitor_pb2 as pb
 from validators.verdict import Verdict
 
@@ -36,8 +37,9 @@ MESSAGES: Mapping[type[Any], type[Message]] = {
     telemetry_view.SignalStatus: pb.TelemetrySignal,
     view.CaseView: pb.Case,
     view.VerdictEvent: pb.VerdictEvent,
-    view.DriftView: pb.DriftModel,
-    view.DriftUnit: pb.DriftUnit,
+    view_drift.DriftView: pb.DriftModel,
+    view_drift.DriftUnit: pb.DriftUnit,
+    DeepReport: pb.DeepReport,
     rows.EvidenceKey: pb.EvidenceKey,
     rows.EvidenceRow: pb.EvidenceRow,
 }

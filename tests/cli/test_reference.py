@@ -12,7 +12,7 @@ import yaml
 from sidecar.cli import drift, run
 from sidecar.cli.drift_screen import drift_group, drift_line, sparkline
 from sidecar.monitor.drift_reference import read
-from sidecar.monitor.view import DriftUnit, DriftView
+from sidecar.monitor.view_drift import DriftUnit, DriftView
 from tests.support import digits
 
 

@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from sidecar.monitor.client import MonitorClient
-from sidecar.monitor.view import DriftView, VerdictEvent
+from sidecar.monitor.view import VerdictEvent
+from sidecar.monitor.view_drift import DriftView
 from sidecar.protocol.pb import inference_pb2 as pb
 from tests.e2e.support import LOCAL, Client, Server, running, until
 from tests.e2e.test_monitor import is_connected, monitor_of

@@ -18,7 +18,8 @@ from sidecar.errors import ConfigError
 from sidecar.monitor.client import MonitorCallError, MonitorClient
 from sidecar.monitor.rows import EvidenceKey, EvidenceRow, StoreError
 from sidecar.monitor.service import SERVICE, MonitorServer
-from sidecar.monitor.view import CaseView, DriftView, MonitorStatus, MonitorView, VerdictEvent
+from sidecar.monitor.view import CaseView, MonitorStatus, MonitorView, VerdictEvent
+from sidecar.monitor.view_drift import DriftView
 from sidecar.monitor.view_messages import MESSAGES, from_message, to_json, to_message
 from sidecar.protocol.pb import monitor_pb2 as pb
 from tests.monitor.views import INT8, ONNX, FakeView, drift, event, status
@@ -335,6 +336,7 @@ def test_reflection_gives_the_whole_description(served):
     file = FileDescriptorProto.FromString(answer.file_descriptor_response.file_descriptor_proto[0])
     assert [method.name for method in file.service[0].method] == [
         "GetStatus", "GetEvidence", "ListCertificates", "ListCases", "WatchVerdicts", "Drift",
+        "DriftReport",
     ]  # fmt: skip
     found = descriptor_pool.DescriptorPool().AddSerializedFile(file.SerializeToString())
     assert found.services_by_name["Monitor"].full_name == SERVICE

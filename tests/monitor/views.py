@@ -13,8 +13,6 @@ from sidecar.monitor.view import (
     CertificateView,
     ChildStatus,
     Coverage,
-    DriftUnit,
-    DriftView,
     ModelStatus,
     MonitorStatus,
     NoiseView,
@@ -23,6 +21,7 @@ from sidecar.monitor.view import (
     StoreStatus,
     VerdictEvent,
 )
+from sidecar.monitor.view_drift import DriftUnit, DriftView
 from validators.verdict import Verdict
 
 INT8, ONNX, OLD = "digits:2/int8", "digits:2/onnx", "digits:1/onnx"
