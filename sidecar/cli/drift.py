@@ -52,10 +52,10 @@ def run_report(address: str, *, model: str, browser: bool) -> int:
     Raises:
         SidecarError: nobody answers there, or the model has no deep runs.
     """
-    from sidecar.cli.drift_report import open_report
+    from sidecar.cli.drift_report import WAIT_S, open_report
     from sidecar.monitor.client import MonitorClient
 
-    with MonitorClient(address) as client:
+    with MonitorClient(address, timeout_s=WAIT_S) as client:
         return open_report(client, model, browser=browser)
 
 
