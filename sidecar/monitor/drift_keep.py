@@ -88,7 +88,7 @@ class ModelKeeper:
             return parts, rows
         assert change.rows is not None
         if rows == 0:
-            settings = drift_reference.settings_of(self._drift.model.drift)
+            settings = drift_reference.live_settings(self._drift.model)
             change.rows[0] = {"columns": collector.columns.to_plain(), "settings": settings}
         # Numbered by the rows before it, so that numbers rise over restarts as well.
         change.rows[rows + 1] = _to_plain(new)
@@ -138,7 +138,7 @@ class ModelKeeper:
             return
         head, *parts = stored
         drift = self._drift
-        settings = json.loads(json.dumps(drift_reference.settings_of(drift.model.drift)))
+        settings = json.loads(json.dumps(drift_reference.live_settings(drift.model)))
         if head.get("settings") != settings:
             raise ValueError("its rows were collected with other settings")
         collector = Collector(Columns.from_plain(head["columns"]), drift.model.drift.reference_rows)

@@ -19,7 +19,7 @@ from sidecar.config import ModelConfig
 from sidecar.monitor.drift_collect import Collector
 from sidecar.monitor.drift_columns import Columns, ColumnsError, MisfitError, columns_of
 from sidecar.monitor.drift_past import HISTORY, Past
-from sidecar.monitor.drift_reference import RegisteredReference
+from sidecar.monitor.drift_reference import RegisteredReference, default_version
 from sidecar.monitor.drift_sample import WindowSample
 from sidecar.monitor.drift_seen import Seen, can_join, join
 from sidecar.monitor.drift_windows import DriftWindows, Judged
@@ -72,6 +72,8 @@ class ModelDrift:
         self, model: ModelConfig, clock: Clock, on_full: Callable[[ModelDrift, Collector], None]
     ) -> None:
         self.model = model
+        #: Whose exchanges are looked at: the reference's, or the default's.
+        self.version = default_version(model)
         self.lock = threading.RLock()
         self.phase = "starting"
         self.skipped: Counter[str] = Counter()
@@ -131,6 +133,7 @@ class ModelDrift:
         columns = registered.reference.columns
         with self.lock:
             self.registered = registered
+            self.version = registered.variant.partition("/")[0] or self.version
             self.collector = None
             self.windows = DriftWindows(
                 registered.reference, registered.calibration,

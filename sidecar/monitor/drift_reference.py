@@ -20,6 +20,7 @@ from sidecar.config import ModelConfig
 from sidecar.config_drift import DriftConfig
 from sidecar.errors import SidecarError
 from sidecar.monitor.drift_columns import Columns
+from sidecar.monitor.measures import route_shares
 from validators.drift.calibrate import Calibration
 from validators.drift.reference import Reference
 
@@ -39,7 +40,8 @@ class RegisteredReference:
     """What windows are compared with.
 
     Attributes:
-        model, variant: whose outputs were looked at (``version/name``; empty: whoever served).
+        model, variant: whose outputs were looked at (``version/name``; empty: whatever served of
+            the version that the configuration makes the default).
         artifact: its fingerprint; empty: not known.
         source: ``file`` or ``live``.
         created: ISO 8601, UTC.
@@ -154,6 +156,16 @@ def settings_of(drift: DriftConfig) -> dict[str, Any]:
     }
 
 
+def live_settings(model: ModelConfig) -> dict[str, Any]:
+    """The same for a reference of first rows: those of another version are no reference for it."""
+    return {**settings_of(model.drift), "version": default_version(model)}
+
+
+def default_version(model: ModelConfig) -> str:
+    """The version that answers who names none; empty where none serves."""
+    return next((variant.version for variant, _ in route_shares(model)), "")
+
+
 def _named(configured: Mapping[str, Any] | None) -> Any:
     if configured is None:
         return None
@@ -168,7 +180,12 @@ def misfit(registered: RegisteredReference, model: ModelConfig, where: str) -> s
             f"{where} is a reference of model {registered.model!r}, not of {model.name!r}: {again}"
         )
     made_with = registered.facts.get("settings")
-    now = json.loads(json.dumps(settings_of(model.drift)))
+    version = registered.variant.partition("/")[0]
+    serving = {v.version for v in model.variants if {"serving", "fallback"} & set(v.roles)}
+    if version and version not in serving:
+        return f"{where} is of version {version} of {model.name!r}, which does not serve: {again}"
+    live = registered.source == "live"
+    now = json.loads(json.dumps(live_settings(model) if live else settings_of(model.drift)))
     if made_with == now or not isinstance(made_with, Mapping):
         return ""
     changed = sorted(name for name in now if made_with.get(name) != now[name])

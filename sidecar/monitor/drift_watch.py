@@ -109,8 +109,14 @@ class DriftWatch:
     def takes(self, exchange: Exchange) -> bool:
         """Whether an exchange is to be decoded for this: a good one, of a model, by the rate."""
         drift = self.models.get(exchange.model)
-        good = exchange.response is not None and exchange.outcome == "OK"
-        return drift is not None and good and drift.wants()
+        if drift is None or exchange.response is None or exchange.outcome != "OK":
+            return False
+        if not exchange.variant.startswith(f"{exchange.model}:{drift.version}/"):
+            # Another version answers otherwise, and is meant to: it has a reference of its own, or
+            # none.
+            drift.skipped["other_version"] += 1
+            return False
+        return drift.wants()
 
     def take(
         self, model: str, inputs: dict[str, Array], outputs: dict[str, Array] | None,
@@ -240,7 +246,7 @@ class DriftWatch:
             self._child = None
         created = datetime.fromtimestamp(self._clock.now_ns() / 1e9, UTC).isoformat("T", "seconds")
         facts = {
-            "settings": drift_reference.settings_of(drift.model.drift),
+            "settings": drift_reference.live_settings(drift.model),
             "rows": reference.rows,
             "warnings": notes,
         }
