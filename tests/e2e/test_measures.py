@@ -19,6 +19,8 @@ from sidecar.gateway.pages import Page
 from sidecar.monitor.measures import Measures
 from tests.e2e.support import LOCAL, Client, fails, onnx_times, request, running, until
 
+# A monitor has the lowest priority: on a busy machine it starts, and compares, when others rest.
+pytestmark = pytest.mark.timeout(900)
 WORKERS = 2
 MONITOR_PID = re.compile(r"monitor \(gRPC\): \S+, pid (\d+)")
 
@@ -82,7 +84,7 @@ def told(measures):
 
 def test_counts_go_on_whoever_is_killed(config):
     with running(config) as server:
-        until(lambda: monitors(server), "a monitor", within_s=60)
+        until(lambda: monitors(server), "a monitor", within_s=150)
         pages = []
         for entry in page_descriptors(server.process.pid):
             descriptor = os.open(entry, os.O_RDONLY)
@@ -97,12 +99,12 @@ def test_counts_go_on_whoever_is_killed(config):
         check_reader(killed)
         os.kill(killed, signal.SIGKILL)
         expected = added(expected, ask_in_every_way(server))  # while there is no monitor
-        until(lambda: len(monitors(server)) == 2, "another monitor", within_s=60)
+        until(lambda: len(monitors(server)) == 2, "another monitor", within_s=150)
         check(server, measures, expected)
         check_reader(monitors(server)[-1])
 
         os.kill(server.pids[0], signal.SIGKILL)
-        until(lambda: "is ready again" in server.text, "another worker", within_s=60)
+        until(lambda: "is ready again" in server.text, "another worker", within_s=150)
         expected = added(expected, ask_in_every_way(server))
         check(server, measures, expected)
         for page in pages:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import shared_memory
 from pathlib import Path
@@ -91,10 +92,19 @@ def let_pass(client: Client) -> None:
         client.call("ServerLive")
 
 
-def kill_and_await(server, pid: int) -> None:
+def gone(pid: int) -> bool:
+    try:
+        return not alive(pid)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def kill_and_await(server, pid: int, when_gone: Callable[[], object] = lambda: None) -> None:
     """Kill a worker and wait until a successor is ready."""
     back = server.text.count("is ready again")
     os.kill(pid, signal.SIGKILL)
+    until(lambda: gone(pid), "it is dead")
+    when_gone()
     until(lambda: server.text.count("is ready again") == back + 1, "a successor is ready")
     assert len(workers_of(server)) == WORKERS
 
@@ -136,7 +146,11 @@ def test_the_other_worker_goes_on_and_no_count_is_lost(server):
     for load in loads:
         load.start()
     until(lambda: all(load.answered > 20 for load in loads), "load is on all connections")
-    kill_and_await(server, workers_of(server)[0])
+    early: list[int] = []
+    kill_and_await(
+        server, workers_of(server)[0],
+        lambda: early.extend(len(load.failures) for load in loads),
+    )  # fmt: skip
     answered = [load.answered for load in loads]
     until(
         lambda: all(load.answered > n + 20 for load, n in zip(loads, answered, strict=True)),
@@ -145,8 +159,10 @@ def test_the_other_worker_goes_on_and_no_count_is_lost(server):
     for load in loads:
         load.stop()
     failures = [failure for load in loads for failure in load.failures]
-    # What was in flight in the killed process is lost; one request a connection at most.
-    assert len(failures) <= len(loads)
+    # What was in flight in the killed process is lost; one request a connection at most, once its
+    # sockets are gone. Until then, on a busy machine a while, who comes back may get to it again.
+    late = [len(load.failures) - n for load, n in zip(loads, early, strict=True)]
+    assert max(late) <= 1
     assert all(failure.startswith("UNAVAILABLE") for failure in failures)
     assert "ended (signal 9)" in server.text
     total = sum(load.answered for load in loads)

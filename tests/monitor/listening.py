@@ -15,7 +15,7 @@ from sidecar.traces import SpanRecord
 MAX_EXCHANGE_BYTES = 4 * 2**20
 
 
-def until(check: Callable[[], Any], what: str, within_s: float = 60) -> Any:
+def until(check: Callable[[], Any], what: str, within_s: float = 150) -> Any:
     """Poll until ``check`` gives something true; return that."""
     deadline = time.monotonic() + within_s
     while not (result := check()):
