@@ -2,8 +2,8 @@
 
 Calibrating takes seconds to a minute of a processor, and memory that should be given back: not on
 the monitor's worker, whose queue would fill. It has the monitor's own low priority: at the very
-lowest it would never end where all processors are taken. The parent writes an npz
-of the columns and a JSON of the settings to the child's standard input, and reads JSON.
+lowest it would never end where all processors are taken. The parent writes the settings (JSON) and
+the columns (npz) to the child's standard input, and reads JSON.
 """
 
 from __future__ import annotations
