@@ -22,6 +22,9 @@ CONFIG_FILE = "digits.yaml"
 LOG_FILE = "serve.log"
 #: Where the monitor keeps its evidence: its default, beside the config.
 STATE_FOLDER = "sidecar-state"
+DRIFT_REFERENCE_FILE = "digits.reference.json.gz"
+#: Rows of a window: a demo has a few hundred held-out digits for the reference, not thousands.
+DRIFT_WINDOW_ROWS = 200
 #: Model → the format that serves it.
 MODELS = {"digits": "onnx", "digits-int8": "int8", "digits-torch": "pt2"}
 #: torch alone takes seconds to import on a busy machine.
@@ -57,6 +60,13 @@ _VALIDATION = """\
     validation:
       retention_class: production  # may lose at most 1 % of the answers
       outputs: {{{name}: {{kind: class_scores}}}}
+"""
+_DRIFT = """\
+    drift:
+      reference: {reference}  # `sidecar reference` made it of the held-out digits
+      window_rows: {rows}
+      min_rows: {rows}
+      deep: {{enabled: false}}  # Evidently, a minute of a core: `sidecar drift --open` with it
 """
 _GATEWAY = """\
 gateway:
@@ -95,6 +105,7 @@ def write_config(
             text += _variant("int8", newest, "mirror")
             text += _variant("broken", newest, "mirror")
             text += _VALIDATION.format(name=OUTPUT)
+            text += _DRIFT.format(reference=DRIFT_REFERENCE_FILE, rows=DRIFT_WINDOW_ROWS)
     traces = _TO_A_BACKEND if backend() else _TO_THE_LOG
     text += _GATEWAY.format(
         grpc=grpc_address, http=http_address, monitor=monitor_address, traces=traces

@@ -9,6 +9,7 @@ from typing import Any
 
 from sidecar.demo import export, screen, traces
 from sidecar.demo.diagnosis import Diagnosis
+from sidecar.demo.drift import Drifted
 from sidecar.demo.figures import Comparison, VariantFigures
 from sidecar.demo.train import Split
 from sidecar.demo.verdicts import Finding, in_words
@@ -37,6 +38,7 @@ class Report:
     findings: list[Finding]
     coverage: Coverage | None
     diagnosis: Diagnosis
+    drifted: Drifted
     trace: traces.Trace | None
     telemetry_backend: str
 
@@ -48,9 +50,9 @@ class Report:
     @property
     def is_good(self) -> bool:
         """Every request was answered, each variant gave one answer to each digit, and the monitor
-        told the good conversion from the broken one.
+        told the good conversion from the broken one, and turned digits from those as they are.
         """
-        told = all(finding.is_right for finding in self.findings)
+        told = all(finding.is_right for finding in self.findings) and self.drifted.is_good
         same = not any(row.differences for row in self.variants)
         return told and same and not self.failures
 
@@ -100,7 +102,7 @@ def watched(report: Report) -> list[str]:
             f"{coverage.cpu_share_used:.0%} of the processors' time"
         )
     told = traces.in_words(report.trace, report.telemetry_backend)
-    return [*lines, *report.diagnosis.in_words(), "", *told]
+    return [*lines, *report.diagnosis.in_words(), *report.drifted.in_words(), "", *told]
 
 
 def how_to_go_on(report: Report, *, stay: bool) -> list[str]:
@@ -117,6 +119,7 @@ def how_to_go_on(report: Report, *, stay: bool) -> list[str]:
         f"  curl -s http://{http_address}/v2/models/digits-int8/stats",
         f"  sidecar infer {grpc_address} digits --input {folder}/{REQUEST_FILE}",
         f"  sidecar status {report.addresses['monitor']}",
+        f"  sidecar drift {report.addresses['monitor']}",
         "  OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 sidecar demo   # traces to a backend",
         "or in Python, with a stock client (pip install 'tritonclient[grpc]'):",
         "  import numpy as np, tritonclient.grpc as triton",

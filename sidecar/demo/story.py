@@ -22,6 +22,7 @@ from sidecar.clock import SystemClock
 from sidecar.demo import export, screen, traces
 from sidecar.demo.client import CallFailedError, Client, GrpcClient, HttpClient
 from sidecar.demo.diagnosis import diagnose
+from sidecar.demo.drift import TURNED_DEG, DriftAct, register
 from sidecar.demo.figures import (
     Comparison,
     Totals,
@@ -136,6 +137,8 @@ class _Story:
             http_address=addresses["http"],
             monitor_address=addresses["monitor"],
         )
+        registered = register(config, self._output)
+        say(f"drift: {registered} held-out digits are registered as what traffic is like")
         # A run shows how long a verdict takes: not one that an earlier run has reached.
         shutil.rmtree(self._output / STATE_FOLDER, ignore_errors=True)
         say(f"server: sidecar serve {config}  (its log: {self._output / LOG_FILE})")
@@ -155,6 +158,11 @@ class _Story:
         verdicts.start()
         rows, comparisons = watch.run(load, server)
         verdicts.close()
+        say(f"drift: from now on the digits are turned by {TURNED_DEG}°")
+        drifted = DriftAct(
+            addresses["monitor"], prepared.hold_out, _connect(addresses), self._clock, say
+        ).run(IN_FLIGHT)
+        server.check_alive()
         say("validate: which step of the broken conversion is it?")
         diagnosis = diagnose(config, self._output)
         report = Report(
@@ -174,6 +182,7 @@ class _Story:
             findings=verdicts.findings(),
             coverage=verdicts.coverage(),
             diagnosis=diagnosis,
+            drifted=drifted,
             trace=None if backend() else traces.of_log(self._output / LOG_FILE, MODEL),
             telemetry_backend=backend(),
         )
@@ -198,14 +207,10 @@ class _Story:
     def _load(
         self, hold_out: Split, addresses: dict[str, str], seconds: float, verdicts: VerdictWatch
     ) -> Load:
-        connect: dict[str, Callable[[], Client]] = {
-            "grpc": partial(GrpcClient, addresses["grpc"]),
-            "http": partial(HttpClient, addresses["http"]),
-        }
         return Load(
             TARGETS,
             hold_out,
-            connect,
+            _connect(addresses),
             in_flight=IN_FLIGHT,
             seconds=seconds,
             limit_s=seconds + PASS_LIMIT_S,
@@ -220,6 +225,13 @@ class _Story:
                 server.check_alive()
         except KeyboardInterrupt:
             self._console.print("\nstopping")
+
+
+def _connect(addresses: dict[str, str]) -> dict[str, Callable[[], Client]]:
+    return {
+        "grpc": partial(GrpcClient, addresses["grpc"]),
+        "http": partial(HttpClient, addresses["http"]),
+    }
 
 
 def _is_ready(addresses: dict[str, str]) -> bool:

@@ -146,6 +146,7 @@ def test_a_run_measures_every_variant_and_leaves_nothing_behind(folder: Path):
         assert result["score_difference_max"] > 1e-3
 
     assert_the_monitor_told(report)
+    assert_it_was_observed(report)
     assert "kept from an earlier run" in done.stderr
     assert "\x1b[" not in done.stderr  # no terminal: lines, not a live table
     assert_nothing_left(folder, *report["addresses"].values())
@@ -165,6 +166,22 @@ def assert_the_monitor_told(report: dict) -> None:
     assert "image / PIXEL_MAX" in diagnosis["first"]["source"]
     assert diagnosis["accuracy"] > 0.9
     assert "<svg" in Path(diagnosis["report"]).read_text(encoding="utf-8")
+
+
+def assert_it_was_observed(report: dict) -> None:
+    """Turned digits are an alarm, and one request's trace was drawn with its mirrors."""
+    drifted = report["drifted"]
+    assert (drifted["before"], drifted["state"], drifted["problem"]) == ("ok", "alarm", "")
+    assert drifted["failures"] == 0
+    # Two windows of turned digits; the one that was open then has others in it as well.
+    assert drifted["windows"] in {2, 3}
+    moved = [unit for unit, _ in drifted["moved"]]
+    assert any(unit.startswith("image.") for unit in moved)
+    assert any(unit.startswith("scores.") for unit in moved)
+    trace = report["trace"]
+    assert trace["variant"].startswith("digits:")
+    assert {"queue", "execute"} <= {child["name"] for child in trace["children"]}
+    assert {mirror["variant"] for mirror in trace["mirrors"]} >= {"digits:2/pt2"}
 
 
 def test_on_a_terminal_it_is_live_and_stays_up_until_ctrl_c(folder: Path):
