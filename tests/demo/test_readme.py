@@ -43,7 +43,7 @@ def place(trained, tmp_path_factory):
     ports = dict(zip(known, map(str, free_ports(len(known))), strict=True))
 
     def adapt(text: str) -> str:
-        return re.sub(r"\b(9000|8080|9002)\b", lambda match: ports[match.group(1)], text)
+        return re.sub(r"\b(9000|8080|9002|9464)\b", lambda match: ports[match.group(1)], text)
 
     config = next(block for block in blocks("yaml") if block.startswith("models:"))
     monitor = f'monitor: {{grpc: "127.0.0.1:{ports["9002"]}"}}\n'  # elsewhere its default is free
@@ -102,6 +102,8 @@ def test_every_other_command(place):
         assert ["exit code 1" in text for text in gate] == [False, True]
         assert "node_div" in gate[1]
         assert outputs[next(c for c in after if "health" in c)].strip() == "200"
+        assert 'outcome="success"' in outputs[next(c for c in after if "/metrics" in c)]
+        assert "digits" in outputs[next(c for c in after if c.startswith("sidecar drift"))]
         assert '"scores"' in outputs[next(c for c in after if "versions/1" in c)]
         check_python(folder, adapt)
     finally:
