@@ -222,10 +222,12 @@ def _flatten(annotation: Any) -> Iterator[Any]:
 
 
 def _is_secret(location: tuple[int | str, ...], root: type[BaseModel]) -> bool:
-    if not location:
+    if not location or location[-1] == "[key]":
         return False
-    *_, models = _models_along(location, root)
-    fields = [model.model_fields.get(str(location[-1])) for model in models]
+    # Of a mapping's value, what holds the mapping says it: there are no fields further in.
+    along = list(zip(location, _models_along(location, root), strict=True))
+    part, models = next(((part, models) for part, models in reversed(along) if models), ("", []))
+    fields = [model.model_fields.get(str(part)) for model in models]
     return any(SecretStr in _flatten(field.annotation) for field in fields if field is not None)
 
 

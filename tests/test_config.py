@@ -414,6 +414,21 @@ def test_a_wrong_secret_is_a_mistake_that_does_not_tell_it(token, message, monke
     assert "hush" not in found
 
 
+def test_secrets_by_name_come_from_the_environment_too(monkeypatch):
+    monkeypatch.setenv("SIDECAR_TEST_TOKEN", "hush")
+
+    def told(value):
+        return {**tree(), "telemetry": {"traces": {"headers": {"authorization": value}}}}
+
+    headers = parse(told("${SIDECAR_TEST_TOKEN}")).telemetry.traces.headers
+    assert headers["authorization"].get_secret_value() == "hush"
+    for value in (271828182845, ["hushhush"], "Bearer ${SIDECAR_TEST_TOKEN}"):
+        path, found = only_mistake(told(value))
+        assert path == "telemetry.traces.headers.authorization"
+        assert "271828" not in found
+        assert "hush" not in found
+
+
 def test_a_secret_is_never_printed():
     config = parse(tree(admin={"token": "hushhush"}))
     assert "hushhush" not in repr(config)

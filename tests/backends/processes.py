@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Self
@@ -21,8 +21,8 @@ import httpx
 from tests.support.upstream import free_port
 
 ROOT = Path(__file__).parents[2]
-#: Phoenix imports for 20 s of processor time before it listens.
-READY_WITHIN_S = 150.0
+#: Phoenix imports for 20 s of processor time before it listens; on a busy machine, minutes.
+READY_WITHIN_S = 300.0
 ENDED_WITHIN_S = 30.0
 #: Until what was sent can be read: Phoenix writes in batches, Prometheus scrapes once a second.
 THERE_WITHIN_S = 60.0
@@ -120,8 +120,13 @@ class Phoenix(Backend):
         program = Path(__file__).parent / "phoenix" / "serve.py"
         super().__init__([str(PHOENIX_PYTHON), str(program), "serve"], folder, port, environment)
 
-    def spans(self, project: str, count: int) -> list[dict[str, Any]]:
-        """All spans of a project, once there are ``count``: Phoenix writes a little later."""
+    def spans(
+        self, project: str, count: int = 1, *, names: Collection[str] = ()
+    ) -> list[dict[str, Any]]:
+        """All spans of a project, once there are ``count`` and, of each of ``names``, one.
+
+        Phoenix writes a little after it has taken them.
+        """
 
         def found() -> list[dict[str, Any]]:
             answer = self._http.get(f"/v1/projects/{project}/spans", params={"limit": 1000})
@@ -129,9 +134,11 @@ class Phoenix(Backend):
                 return []
             assert answer.is_success, answer.text
             spans = answer.json()["data"]
-            return spans if len(spans) >= count else []
+            complete = set(names) <= {one["name"] for one in spans}
+            return spans if complete and len(spans) >= count else []
 
-        return until(found, f"{count} spans in project {project}")
+        what = f"{count} spans in project {project}, among them {', '.join(names) or 'any'}"
+        return until(found, what)
 
     def otlp(self, project: str) -> list[dict[str, Any]]:
         """The same in the form of OTLP, which has the links."""
