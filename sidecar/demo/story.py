@@ -22,7 +22,7 @@ from sidecar.clock import SystemClock
 from sidecar.demo import export, screen, traces
 from sidecar.demo.client import CallFailedError, Client, GrpcClient, HttpClient
 from sidecar.demo.diagnosis import diagnose
-from sidecar.demo.drift import TURNED_DEG, DriftAct, register
+from sidecar.demo.drift import TURNED_DEG, DriftAct, Drifted, register
 from sidecar.demo.figures import (
     Comparison,
     Totals,
@@ -158,11 +158,7 @@ class _Story:
         verdicts.start()
         rows, comparisons = watch.run(load, server)
         verdicts.close()
-        say(f"drift: from now on the digits are turned by {TURNED_DEG}°")
-        drifted = DriftAct(
-            addresses["monitor"], prepared.hold_out, _connect(addresses), self._clock, say
-        ).run(IN_FLIGHT)
-        server.check_alive()
+        drifted = self._turn_digits(prepared.hold_out, addresses, server)
         say("validate: which step of the broken conversion is it?")
         diagnosis = diagnose(config, self._output)
         report = Report(
@@ -217,6 +213,17 @@ class _Story:
             clock=self._clock,
             is_enough=verdicts.all_decided,
         )
+
+    def _turn_digits(
+        self, hold_out: Split, addresses: dict[str, str], server: ServeProcess
+    ) -> Drifted:
+        say = self._console.print
+        say(f"drift: from now on the digits are turned by {TURNED_DEG}°")
+        connect = _connect(addresses)
+        act = DriftAct(addresses["monitor"], hold_out, connect, self._clock, say)
+        drifted = act.run(IN_FLIGHT)
+        server.check_alive()
+        return drifted
 
     def _stay(self, server: ServeProcess) -> None:
         try:

@@ -177,6 +177,8 @@ def mirror_execute(
     """
     attributes: dict[str, Value] = {
         **variant_attributes(variant), "role": role, "outcome": failure or "success", "rows": rows,
+        # Some backends keep no links (Phoenix): there, it is found by this.
+        "served.trace_id": f"{of.trace_id:032x}",
     }  # fmt: skip
     if failure:
         attributes["error.type"] = failure

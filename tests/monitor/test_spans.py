@@ -178,7 +178,7 @@ def test_a_mirror_is_a_trace_of_its_own_that_links_to_the_served_one():
     assert (link.context.trace_id, link.context.span_id) == (TRACE_ID, SPAN_ID)
     assert span.attributes == {
         "model.name": "digits", "model.version": "2", "variant": "int8", "role": "mirror",
-        "outcome": "success", "rows": 3,
+        "outcome": "success", "rows": 3, "served.trace_id": f"{TRACE_ID:032x}",
     }  # fmt: skip
     compare = spans.mirror_compare(
         span, candidate="digits:2/int8", baseline="digits:2/onnx", verdict="FAIL", rows=3,
