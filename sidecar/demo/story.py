@@ -131,12 +131,8 @@ class _Story:
         if not prepared.cached:
             say(f"models: done in {prepared.seconds:.1f} s, kept for the next run")
         addresses = dict(zip(("grpc", "http", "monitor"), free_addresses(3), strict=True))
-        config = write_config(
-            self._output,
-            grpc_address=addresses["grpc"],
-            http_address=addresses["http"],
-            monitor_address=addresses["monitor"],
-        )
+        ours = {f"{name}_address": address for name, address in addresses.items()}
+        config = write_config(self._output, **ours)
         registered = register(config, self._output)
         say(f"drift: {registered} held-out digits are registered as what traffic is like")
         # A run shows how long a verdict takes: not one that an earlier run has reached.
