@@ -240,7 +240,7 @@ def test_a_model_is_named_or_the_only_one(tmp_path):
 
 def test_what_is_not_installed_is_said_once_and_nothing_is_started(tmp_path, caplog):
     deep = runs(tmp_path, installed=lambda name: name != "evidently")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         deep.start()
     needs = "no deep runs: Evidently is not installed; install model-sidecar[drift], or set "
     needs += "drift.deep.enabled: false"
