@@ -39,7 +39,7 @@ def place(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(trained.folder, folder / "demo-output")
     report.write_request(folder / "demo-output" / report.REQUEST_FILE, trained.prepared.hold_out)
-    known = ("9000", "8080", "9002")
+    known = ("9000", "8080", "9002", "9464")
     ports = dict(zip(known, map(str, free_ports(len(known))), strict=True))
 
     def adapt(text: str) -> str:
