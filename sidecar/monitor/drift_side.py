@@ -44,6 +44,7 @@ class DriftSide:
         self.watch = DriftWatch(models, events, clock, self._on_window)
         self.deep = DeepRuns(models, self.watch, state_dir, clock)
         self._measured = MeasuredDrift(self.views)
+        self._alarming: set[str] = set()
 
     def start(self) -> None:
         """Read the references, and begin the schedule of deep runs."""
@@ -71,7 +72,10 @@ class DriftSide:
         return self._measured.points()
 
     def _on_window(self, model: str, judged: Judged, start_ns: int, end_ns: int) -> None:
-        if any(changed.after is State.ALARM for changed in judged.changed):
+        if not self.watch.alarming(model):
+            self._alarming.discard(model)
+        elif model not in self._alarming:  # once for an alarm, not for each column that joins it
+            self._alarming.add(model)
             self.deep.soon(model)  # someone will want to look, and Evidently's page shows where
         if not self._telling.tells_spans:
             return

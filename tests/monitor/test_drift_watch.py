@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from exporters import instruments
-from sidecar.monitor.drift_reference import ReferenceFileError, read
+from sidecar.monitor.drift_reference import ReferenceFileError, live_settings, misfit, read
 from sidecar.monitor.measured_drift import MeasuredDrift
 from sidecar.monitor.sampled import drift_models, sampled_models
 from sidecar.monitor.store import Store
 from tests.e2e.support import until
-from tests.monitor.drifting import WINDOW, Bench, config, tensors
-from tests.monitor.making import Clock, exchange
+from tests.monitor.drifting import SETTINGS, WINDOW, Bench, config, registered, tensors
+from tests.monitor.making import Clock, exchange, model
 
 
 @pytest.fixture
@@ -398,3 +398,25 @@ def test_the_clock_is_the_one_that_was_given(tmp_path):
     bench.send(WINDOW)
     assert bench.view.last_window_wall_ns == clock.ns
     bench.watch.close()
+
+
+def test_another_version_is_not_looked_at_and_counted(bench):
+    assert bench.watch.takes(exchange(variant="m:1/v"))
+    assert bench.watch.takes(exchange(variant="m:1/fallback"))  # of the same version
+    assert not bench.watch.takes(exchange(variant="m:2/v"))
+    assert not bench.watch.takes(exchange(variant="m:10/v"))
+    assert bench.view.skipped == {"other_version": 2}
+
+
+def test_a_reference_of_a_version_that_serves_no_longer_is_said(tmp_path):
+    path = tmp_path / "m.reference.json.gz"
+    path.write_bytes(registered())
+    newer = model(("2", "v", ["serving"]), drift={**SETTINGS, "reference": str(path)})
+    assert "of version 1 of 'm', which does not serve" in misfit(read(path), newer, "it")
+    assert misfit(read(path), config(), "it") == ""
+
+
+def test_first_rows_of_another_version_are_no_reference():
+    both = [("1", "v", ["serving"]), ("2", "v", ["serving"])]
+    settings = [live_settings(model(*variants)) for variants in (both[:1], both)]
+    assert [one["version"] for one in settings] == ["1", "2"]

@@ -79,3 +79,17 @@ def test_what_was_missed_is_made_up_for_once(late):
     finally:
         schedule.close()
     assert ran == ["m"]
+
+
+def test_one_that_is_wanted_soon_does_not_wait_for_its_hour():
+    ran = threading.Event()
+    schedule = Schedule({"a": 3600}, lambda model: ran.set(), {})
+    schedule.start()
+    try:
+        assert not ran.is_set()
+        schedule.soon("a")
+        assert ran.wait(60)
+        [job] = schedule.scheduler.get_jobs()  # and the next one is an hour later again
+        assert job.next_run_time - datetime.now(UTC) > timedelta(minutes=50)
+    finally:
+        schedule.close()
