@@ -134,14 +134,6 @@ def test_a_caller_who_stops_waiting_is_told_for_how_long_it_did(tmp_path):
 
 # --- the command line -----------------------------------------------------------------------------
 
-OPEN = """
-import sys
-from sidecar.cli.drift_report import open_report
-from sidecar.monitor.client import MonitorClient
-with MonitorClient(sys.argv[1], timeout_s=60) as client:
-    sys.exit(open_report(client, "digits", browser=sys.argv[2] == "yes", wait_s=60))
-"""
-
 
 def opened(reports, folder: Path, *, browser: str = "yes", command: str = ""):
     """(exit code, lines printed, what the browser was given)."""
@@ -151,10 +143,13 @@ def opened(reports, folder: Path, *, browser: str = "yes", command: str = ""):
     script.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if "DISPLAY" not in name}
     environment = {**kept, "BROWSER": command or str(script), "TMPDIR": str(folder)}
+    wanted = "--browser" if browser == "yes" else "--no-browser"
+    options = ["--open", "--model", "digits", wanted]
     with Served(reports) as served:
         found = subprocess.run(
-            [sys.executable, "-c", OPEN, served.address, browser], capture_output=True, text=True,
-            env=environment, cwd=Path(__file__).parents[3], timeout=100, check=False,
+            [sys.executable, "-m", "sidecar", "drift", served.address, *options],
+            capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[3],
+            timeout=100, check=False,
         )  # fmt: skip
     assert found.stderr == ""
     return found.returncode, found.stdout.splitlines(), given.read_text() if given.exists() else ""
