@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, model_validator
 
 from sidecar import config_checks, config_messages, config_plain, config_text
+from sidecar.config_alerts import AlertsConfig
 from sidecar.config_models import ModelConfig, Role, VariantConfig
 from sidecar.config_monitor import MonitorConfig
 from sidecar.config_runtime import Address, AnyPath, ExistingPath, Settings
@@ -183,6 +184,7 @@ class SidecarConfig(Settings):
     gateway: GatewayConfig = GatewayConfig()
     monitor: MonitorConfig = MonitorConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    alerts: AlertsConfig = AlertsConfig()
     log: LogConfig = LogConfig()
 
     @property

@@ -125,7 +125,7 @@ def _check_addresses(tree: dict[str, Any], defaults: dict[str, str]) -> list[Pro
             message = "a unix socket has one owner: with gateway.workers above 1, write host:port"
             problems.append(Problem(path, message))
     taken = dict(listeners)
-    for keys in (("monitor", "grpc"), ("telemetry", "prometheus")):
+    for keys in (("monitor", "grpc"), ("monitor", "http"), ("telemetry", "prometheus")):
         own, path = _at(tree, *keys), ".".join(keys)
         if isinstance(own, str) and not own.endswith(":0"):
             problems += [

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from sidecar.config_drift import DriftConfig
+from sidecar.config_rollback import LabelsConfig, RollbackConfig, RouteConfig
 from sidecar.config_runtime import RuntimeConfig, Settings, TensorConfig
 from sidecar.config_validation import Precision, ValidationConfig
 
-Role = Literal["serving", "reference", "mirror", "previous", "fallback"]
+Role = Literal["serving", "reference", "mirror", "previous", "fallback", "candidate"]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Name = Annotated[str, Field(pattern=_NAME, max_length=200)]
 
@@ -56,7 +57,8 @@ class VariantConfig(Settings):
     roles: tuple[Role, ...] = Field(
         min_length=1,
         description="serving: answers clients; fallback: answers when serving fails; reference: "
-        "its answers are the truth; mirror: compared only; previous: the version before.",
+        "its answers are the truth; mirror: compared only; previous: the version before; "
+        "candidate: compared with the version that serves; answers nobody until promoted.",
     )
     runtime: RuntimeConfig = Field(description="What executes it, by `kind`.")
     precision: Precision | None = Field(
@@ -90,11 +92,14 @@ class ModelConfig(Settings):
     cache: bool = Field(False, description="Answer repeated requests from the response cache.")
     validation: ValidationConfig = ValidationConfig()
     drift: DriftConfig = DriftConfig()
+    route: RouteConfig = RouteConfig()
+    rollback: RollbackConfig = RollbackConfig()
+    labels: LabelsConfig = LabelsConfig()
 
     @property
     def is_watched(self) -> bool:
         """Whether there is anything to compare its answers with."""
-        watched = {"reference", "mirror", "previous"}
+        watched = {"reference", "mirror", "previous", "candidate"}
         return any(watched & set(variant.roles) for variant in self.variants)
 
     @model_validator(mode="before")

@@ -94,6 +94,10 @@ class MonitorConfig(Settings):
     grpc: Address = Field(
         "127.0.0.1:9002", description="Status, evidence, certificates, cases, verdicts."
     )
+    http: Address | None = Field(
+        None, description="An HTTP listener: late labels, and the verdict that Argo Rollouts and "
+        "Flagger ask for; off: null.",
+    )  # fmt: skip
     flush_s: float = Field(
         2, gt=0, le=3600, description="How often evidence is written to the store."
     )

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import base64
 import bisect
+import hmac
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,11 @@ from sidecar.errors import (
     InvalidRequestError,
     NotFoundError,
     OverloadedError,
+    PermissionDeniedError,
     Problem,
     RequestError,
     SidecarError,
+    UnauthenticatedError,
 )
 from sidecar.health import HealthServicer
 from sidecar.monitor.deep.view import DriftReports
@@ -57,10 +61,29 @@ _CASES, _CASES_MAX = 100, 1000
 _CODES = {code.name: code for code in grpc.StatusCode}
 
 
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method of the service that another part of the monitor brings.
+
+    Attributes:
+        request: the class of its request message.
+        call: takes a parsed request, returns a message; ``RequestError`` becomes its status.
+        changes: needs the admin token, where one is configured.
+    """
+
+    request: Any
+    call: Callable[[Any], Any]
+    changes: bool = False
+
+
 class MonitorServer:
     """The listener. ``start`` once, ``stop`` once.
 
     Args:
+        methods: name → a method beside those that ``view`` and ``reports`` answer; what nobody
+            brings is UNIMPLEMENTED.
+        admin_token: calls that change something need ``authorization: Bearer TOKEN``; ``None``:
+            whoever reaches the listener may.
         reports: makes drift reports on request; ``None``: no model is watched for drift.
     """
 
@@ -70,6 +93,8 @@ class MonitorServer:
         *,
         watchers_max: int = WATCHERS_MAX,
         reports: DriftReports | None = None,
+        methods: Mapping[str, Method] | None = None,
+        admin_token: str | None = None,
     ) -> None:
         threads = watchers_max + REPORTS_MAX + _OTHER_THREADS
         self._health = HealthServicer()
@@ -86,7 +111,8 @@ class MonitorServer:
             ],
         )
         servicer = _Servicer(view, watchers_max, self._stopping, reports)
-        self._server.add_generic_rpc_handlers((servicer.handler(),))
+        handler = servicer.handler(methods or {}, admin_token)
+        self._server.add_generic_rpc_handlers((handler,))
         self._health.add_to_server(self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -137,7 +163,7 @@ class _Servicer:
         self._watchers = threading.BoundedSemaphore(watchers_max)
         self._stopping = stopping
 
-    def handler(self) -> Any:
+    def handler(self, methods: Mapping[str, Method], admin_token: str | None) -> Any:
         """Return the service for ``grpc.Server.add_generic_rpc_handlers``."""
         unary: dict[str, tuple[Any, Callable[[Any], Any]]] = {
             "GetStatus": (pb.GetStatusRequest, self._status),
@@ -151,6 +177,10 @@ class _Servicer:
             name: grpc.unary_unary_rpc_method_handler(_unary(kind, method))
             for name, (kind, method) in unary.items()
         }
+        for name, method in methods.items():
+            token = admin_token if method.changes else None
+            handle = _unary(method.request, method.call, token)
+            handlers[name] = grpc.unary_unary_rpc_method_handler(handle)
         handlers["WatchVerdicts"] = grpc.unary_stream_rpc_method_handler(self._watch)
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
@@ -272,10 +302,12 @@ def _page(path: Path) -> bytes:
 
 
 def _unary(
-    kind: Any, method: Callable[[Any], Any]
+    kind: Any, method: Callable[[Any], Any], token: str | None = None
 ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     def handle(body: bytes, context: grpc.ServicerContext) -> bytes:
         try:
+            if token is not None:
+                check_token(dict(context.invocation_metadata()).get("authorization"), token)
             answer: bytes = method(_parse(kind, body)).SerializeToString()
         except Exception as error:  # noqa: BLE001 - the last stop before gRPC
             caught: Exception = error
@@ -284,6 +316,24 @@ def _unary(
         return _abort(context, caught)
 
     return handle
+
+
+def check_token(authorization: str | bytes | None, token: str) -> None:
+    """Let a call through that brought the admin token.
+
+    Args:
+        authorization: the call's header.
+
+    Raises:
+        UnauthenticatedError: it came without one. PermissionDeniedError: with another one.
+    """
+    if authorization is None:
+        message = "this call changes something: it needs `authorization: Bearer TOKEN`"
+        raise UnauthenticatedError(message)
+    given = authorization.encode() if isinstance(authorization, str) else authorization
+    if not hmac.compare_digest(given, f"Bearer {token}".encode()):
+        message = "the admin token is another one"
+        raise PermissionDeniedError(message)
 
 
 def _parse(kind: Any, body: bytes) -> Any:

@@ -120,6 +120,41 @@ DRIFT_WINDOWS = sa.Table(
     sa.Column("plain", Json, nullable=False),
     sa.Column("updated_ns", sa.BigInteger, nullable=False),
 )
+ROLLBACK_PAIRS = sa.Table(
+    "rollback_pairs",
+    METADATA,
+    *(sa.Column(part, sa.Text, primary_key=True) for part in ("model", "new", "previous")),
+    sa.Column("identity", sa.Text, primary_key=True),
+    sa.Column("plain", Json, nullable=False),
+)
+ROLLBACK_FREEZES = sa.Table(
+    "rollback_freezes",
+    METADATA,
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("plain", Json, nullable=False),
+)
+DECISIONS = sa.Table(
+    "decisions",
+    METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("wall_ns", sa.BigInteger, nullable=False),
+    sa.Column("action_state", sa.Text, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("fence", sa.BigInteger, nullable=False),
+    sa.Column("plain", Json, nullable=False),
+)
+sa.Index("decisions_by_age", DECISIONS.c.model, DECISIONS.c.wall_ns)
+OUTBOX = sa.Table(
+    "outbox",
+    METADATA,
+    sa.Column("alert", sa.Text, primary_key=True),
+    sa.Column("channel", sa.Text, primary_key=True),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("due_ns", sa.BigInteger, nullable=False),
+    sa.Column("plain", Json, nullable=False),
+)
+sa.Index("outbox_by_due", OUTBOX.c.state, OUTBOX.c.due_ns)
 INCARNATIONS = sa.Table(
     "incarnations",
     METADATA,

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from google.protobuf.message import Message
 
-from sidecar.monitor import rows, telemetry_view, view, view_drift
+from sidecar.monitor import routing, rows, telemetry_view, view, view_drift, view_rollback
 from sidecar.monitor.deep.view import DeepReport
 from sidecar.protocol.pb import monitor_pb2 as pb
 from validators.verdict import Verdict
@@ -40,6 +40,15 @@ MESSAGES: Mapping[type[Any], type[Message]] = {
     view_drift.DriftView: pb.DriftModel,
     view_drift.DriftUnit: pb.DriftUnit,
     DeepReport: pb.DeepReport,
+    routing.RouteView: pb.Route,
+    view_rollback.HarmView: pb.Harm,
+    view_rollback.Delivery: pb.Delivery,
+    view_rollback.DecisionView: pb.Decision,
+    view_rollback.CalibrationView: pb.Calibration,
+    view_rollback.RollbackView: pb.RollbackPair,
+    view_rollback.CompareSide: pb.CompareSide,
+    view_rollback.CompareMetric: pb.CompareMetric,
+    view_rollback.CompareView: pb.Comparison,
     rows.EvidenceKey: pb.EvidenceKey,
     rows.EvidenceRow: pb.EvidenceRow,
 }

@@ -336,7 +336,8 @@ def test_reflection_gives_the_whole_description(served):
     file = FileDescriptorProto.FromString(answer.file_descriptor_response.file_descriptor_proto[0])
     assert [method.name for method in file.service[0].method] == [
         "GetStatus", "GetEvidence", "ListCertificates", "ListCases", "WatchVerdicts", "Drift",
-        "DriftReport",
+        "DriftReport", "PutLabels", "ListRoutes", "SetRoute", "Compare", "Rollback",
+        "ListDecisions", "Freeze", "Approve", "Undo", "TestAlerts",
     ]  # fmt: skip
     found = descriptor_pool.DescriptorPool().AddSerializedFile(file.SerializeToString())
     assert found.services_by_name["Monitor"].full_name == SERVICE

@@ -1,0 +1,1 @@
+"""What may be done about a version that is worse, one file an action."""

@@ -1,0 +1,31 @@
+"""The names under which pairs of versions are counted: written by ``versions.py`` and the labels,
+read by the checks.
+
+A key is ``EvidenceKey(model, new, previous, output, metric, policy, block)``; ``block`` is the
+pair's index // 1000 (``paired.BLOCK``). Cells are those of ``paired.CELLS``.
+
+- ``error``, ``slow``, ``slow_p50`` …: one count for each pair. ``accuracy``: for each row with a
+  label, harm = wrong, in order of the labels' arrival.
+- The same with ``by(metric, length)``: bets by blocks of ``length`` pairs, on the sign of n10 − n01
+  within the block: ``n10`` counts blocks in which the new version was worse, ``n01`` the previous
+  one, ``n00`` neither.
+- ``flip``: ``n10`` rows that changed, ``n00`` rows that did not; per output and policy.
+- ``output``: how often each class (or quantile of a score) is answered; ``metric`` is
+  ``output:CLASS``; ``n10`` only the new version gives it, ``n01`` only the previous one.
+- ``repeats``: cells ``{"dropped"}``: pairs left out as repeats of the same request.
+- ``CALIBRATION``: candidate = baseline = the previous version; ``slow`` and its kind as above, and
+  under ``CALIBRATION`` the cells ``{"pairs", "block"}``: how many pairs it has seen, and the block
+  length that their autocorrelation asks for (0: longer than any of ``BLOCK_LENGTHS``).
+"""
+
+from __future__ import annotations
+
+#: Lengths of blocks that are counted, all of them; the calibration says which one is bet on.
+BLOCK_LENGTHS = (20, 100, 500)
+ERROR, FLIP, ACCURACY, REPEATS, CALIBRATION = "error", "flip", "accuracy", "repeats", "calibration"
+OUTPUT = "output:"
+
+
+def by(metric: str, length: int) -> str:
+    """The metric's name where it is counted by blocks of ``length`` pairs."""
+    return f"{metric}/{length}"

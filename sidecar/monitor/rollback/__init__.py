@@ -1,0 +1,1 @@
+"""Is the new version worse than the previous one? Checks, decisions, and what follows from them."""

@@ -1,0 +1,96 @@
+"""Which version answers: what the monitor may ask, and what it may change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sidecar.errors import ConflictError
+
+
+@dataclass(frozen=True, slots=True)
+class RouteView:
+    """The route of one model.
+
+    Attributes:
+        revision: grows by one with each change; 0: as configured, never changed.
+        shares: version → its share of the requests that name no version; they sum to 1.
+        sticky: the metadata key, or empty.
+        by: who changed it (``config``, ``operator``, ``rollback``), and ``reason``: in words.
+        changed_wall_ns: 0: never.
+        workers: gateway workers that are connected; ``applied``: of them, at this revision.
+        candidates: versions that are held warm and answer nobody until they are promoted.
+        versions: those that can be given a share.
+    """
+
+    model: str
+    revision: int
+    shares: dict[str, float]
+    sticky: str = ""
+    by: str = "config"
+    reason: str = ""
+    changed_wall_ns: int = 0
+    workers: int = 0
+    applied: int = 0
+    candidates: list[str] = field(default_factory=list)
+    versions: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Whether a version answers at the very copies that would serve it.
+
+    Attributes:
+        ok: every connected worker's copy answered a request just now.
+        text: why not, or how it was.
+    """
+
+    ok: bool
+    text: str
+
+
+class RouteConflictError(ConflictError):
+    """Somebody else has changed the route meanwhile: look again."""
+
+
+class Routes(Protocol):
+    """The route table, as the monitor sees it. Any thread."""
+
+    def routes(self) -> list[RouteView]:
+        """All models' routes."""
+        ...
+
+    def route(self, model: str) -> RouteView:
+        """One model's.
+
+        Raises:
+            NotFoundError: no such model; names those there are.
+        """
+        ...
+
+    def set(
+        self, model: str, shares: dict[str, float], *, by: str, reason: str,
+        expected: int | None = None,
+    ) -> RouteView:  # fmt: skip
+        """Change it: durable when this returns; gateways follow within half a second.
+
+        Args:
+            shares: version → weight; an exact set, versions not named get nothing.
+            expected: the revision it must have now; ``None``: whatever it is.
+
+        Raises:
+            NotFoundError, InvalidRequestError: no such model or version, or no sensible shares.
+            RouteConflictError: it is not at ``expected``.
+        """
+        ...
+
+    def probe(self, model: str, version: str, timeout_s: float) -> Probe:
+        """Let every gateway worker run its own copy of a version once."""
+        ...
+
+    def observed(self, model: str) -> dict[str, int]:
+        """Version → requests answered so far by default routing and otherwise, over all workers.
+
+        From the workers' own counts, so it is about a second old.
+        """
+        ...
