@@ -58,6 +58,7 @@ def _check_model(path: str, model: dict[str, Any], known_roles: set[str]) -> lis
     if everything_known:  # else "no variant is serving" may only repeat a misspelled role
         problems += _check_serving(path, model, variants)
         problems += _check_fallback(path, model, variants)
+        problems += _check_candidates(path, variants)
         problems += _twice(
             [
                 (f"{path}.variants[{index}].roles", _version(variant))
@@ -105,6 +106,27 @@ def _check_fallback(
         message = "is set, but no variant has the role fallback"
         problems.append(Problem(f"{path}.fallback.after_ms", message))
     return problems
+
+
+def _check_candidates(path: str, variants: list[tuple[int, dict[str, Any]]]) -> list[Problem]:
+    problems: list[Problem] = []
+    serving = {_version(variant) for _, variant in variants if "serving" in _roles(variant)}
+    candidates = [(index, each) for index, each in variants if "candidate" in _roles(each)]
+    for index, variant in candidates:
+        where = f"{path}.variants[{index}].roles"
+        also = [role for role in ("serving", "fallback", "previous") if role in _roles(variant)]
+        version = _version(variant)
+        if also:
+            message = f"it is a candidate, which answers nobody, and {' and '.join(also)}: leave "
+            problems.append(Problem(where, f"{message}one away"))
+        elif version is not None and version in serving:
+            message = f"version {version} serves already: a candidate is another version; for "
+            message += "another form of this one take the role mirror"
+            problems.append(Problem(where, message))
+    return problems + _twice(
+        [(f"{path}.variants[{index}].roles", _version(variant)) for index, variant in candidates],
+        "another variant of version {} is the candidate; one is compared, and promoted",
+    )
 
 
 def _check_addresses(tree: dict[str, Any], defaults: dict[str, str]) -> list[Problem]:

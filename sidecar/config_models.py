@@ -70,6 +70,11 @@ class VariantConfig(Settings):
         None, description="Only where the artifact does not carry them."
     )
     outputs: tuple[TensorConfig, ...] | None = Field(None, description="As `inputs`.")
+    classes: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Output to the names of its classes, in the order of its scores. Late labels "
+        "may then be names, and versions with another order are not compared.",
+    )
 
     @property
     def key(self) -> str:
@@ -94,7 +99,9 @@ class ModelConfig(Settings):
     drift: DriftConfig = DriftConfig()
     route: RouteConfig = RouteConfig()
     rollback: RollbackConfig = RollbackConfig()
-    labels: LabelsConfig = LabelsConfig()
+    labels: LabelsConfig | None = Field(
+        None, description="Late labels are taken, and answers wait for theirs; `{}` is enough."
+    )
 
     @property
     def is_watched(self) -> bool:
