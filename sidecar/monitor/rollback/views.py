@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 
 from sidecar.config import ModelConfig
 from sidecar.monitor.rollback.book import Book
@@ -127,18 +126,3 @@ class Views:
         kinds = {Kind.STALE, Kind.SERVED}
         standing = [one for one in self._book.standing_decisions() if one.pair.model == model]
         return [one for one in standing if one.kind in kinds]
-
-
-def without_infinity(view: RollbackView) -> RollbackView:
-    """For readers that know no infinity (JSON): such thresholds are 0."""
-    return replace(
-        view,
-        metrics=[
-            replace(one, threshold=_finite(one.threshold), threshold_act=_finite(one.threshold_act))
-            for one in view.metrics
-        ],
-    )
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else 0.0
