@@ -151,7 +151,8 @@ class Desk:
         watched.log_es.append(
             max((h.log_e / h.threshold for h in look.harms), default=0.0)
         )  # fmt: skip
-        self.fresh.saw(name, look.pairs, standing.pair_ns)
+        is_own = not self.fresh.knows(name) and self._is_own(name)
+        self.fresh.saw(name, look.pairs, standing.pair_ns, is_own=is_own)
         watched.stale = self.fresh.is_stale(name, settings.stale_after_s)
         after, reached = states.step(
             standing, look, min_pairs=settings.min_pairs, stale=watched.stale,
@@ -162,6 +163,13 @@ class Desk:
         if after != standing:
             changed[name] = after
         self._check_stale(watched)
+
+    def _is_own(self, name: PairId) -> bool:
+        """Whether this life has counted pairs of it."""
+        sides = name.model, name.new, name.previous
+        blocks = self._counted.series(sides).get((harms.ERROR, "", name.identity), {})
+        keys = (EvidenceKey(*sides, "", harms.ERROR, name.identity, block) for block in blocks)
+        return any(self._from.evidence.own_cells(key) for key in keys)
 
     def _look(self, watched: Watched, standing: Standing) -> Look:
         """Judge, or take the last look where nothing was counted since."""

@@ -65,17 +65,22 @@ class Fresh:
                 seen.count, seen.mono_ns = ended, now_ns
                 self._seen_serving.add(variant)
 
-    def saw(self, pair: PairId, pairs: int, pair_ns: int) -> None:
+    def knows(self, pair: PairId) -> bool:
+        """Whether ``saw`` was called for it."""
+        return pair in self._pairs
+
+    def saw(self, pair: PairId, pairs: int, pair_ns: int, *, is_own: bool) -> None:
         """Look at how many pairs there are by now.
 
         Args:
             pair_ns: wall clock, when the latest of earlier lives was seen.
+            is_own: this life has counted some of them.
         """
         now_ns, requests = self._clock.monotonic_ns(), self._requests(pair.model)
         seen = self._pairs.get(pair)
         if seen is None:
             self._pairs[pair] = _Seen(pairs, now_ns, requests)
-            self._last_ns[pair] = self._begun_ns(pair_ns, now_ns)
+            self._last_ns[pair] = now_ns if is_own else self._begun_ns(pair_ns, now_ns)
         elif pairs != seen.count:
             seen.count, seen.mono_ns, seen.requests = pairs, now_ns, requests
             self._last_ns[pair] = now_ns

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from sidecar.config import ModelConfig
 from sidecar.monitor.rollback.book import Book
@@ -42,11 +43,9 @@ class Views:
             watched = [one for one in self._desk.watched() if model in {None, one.id.model}]
             views = [self._pair(one) for one in watched]
             have = {one.id.model for one in watched}
-            views += [
-                self._nothing(config)
-                for name, config in self._models.items()
-                if model in {None, name} and name not in have
-            ]
+            for name, config in self._models.items():
+                if model in {None, name} and name not in have:
+                    views += self._before(config)
         return views
 
     def _pair(self, watched: Watched) -> RollbackView:
@@ -69,6 +68,28 @@ class Views:
             calibration=watched.look.calibration if watched.look is not None else None,
             log_es=list(watched.log_es),
         )  # fmt: skip
+
+    def _before(self, config: ModelConfig) -> list[RollbackView]:
+        """What is known of a model whose pairs are not there (yet)."""
+        known = {f"{config.name}:{variant.key}" for variant in config.variants}
+        found = [
+            (name, standing)
+            for name in self._book.pairs()
+            if name.model == config.name and {name.new, name.previous} <= known
+            and (standing := self._book.standing(name)).state in LATCHED
+        ]  # fmt: skip
+        if not found:
+            return [self._nothing(config)]
+        name, standing = max(found, key=lambda one: one[1].since_ns)
+        decision = self._book.get(standing.decision)
+        return [
+            replace(
+                self._nothing(config), new=name.new_short, previous=name.previous_short,
+                state=str(standing.state), since_wall_ns=standing.since_ns,
+                text=self._with_trouble(decision.text if decision else standing.text),
+                decision=self.decision(decision) if decision is not None else None,
+            )
+        ]  # fmt: skip
 
     def _nothing(self, config: ModelConfig) -> RollbackView:
         serving = [variant for variant in config.variants if "serving" in variant.roles]
