@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from sidecar.clock import Clock
 from sidecar.errors import ConflictError, NotFoundError, UnavailableError
@@ -26,6 +27,9 @@ from sidecar.monitor.rollback.store import (
 )
 from sidecar.monitor.rows import StoreError
 from sidecar.monitor.view_rollback import Delivery
+
+if TYPE_CHECKING:
+    from sidecar.monitor.store import Store
 
 logger = logging.getLogger("sidecar.monitor.rollback")
 
@@ -46,41 +50,55 @@ class Book:
         self._sink = sink
         self._clock = clock
         self._tables: RollbackTables | None = None
+        self._store: Store | None = None
+        self._generation = 0
         self._standings: dict[PairId, Standing] = {}
         self._decisions: dict[str, Decision] = {}
         self._freezes: dict[str, Freeze] = {}
 
     # --- the store --------------------------------------------------------------------------------
 
-    def attach(self, tables: RollbackTables) -> None:
-        """Read what is kept, and take over what an earlier life had begun.
+    def follow(self, store: Store | None) -> bool:
+        """Go by the store as it is now: opened late, begun afresh while open, or (``None``) gone.
 
-        Raises:
-            StoreError: it cannot be read.
+        Returns:
+            Whether there is one that can be gone by; if not, ``trouble`` says why.
         """
         with self.lock:
-            standings, freezes = tables.standings(), tables.freezes()
-            decisions = {one.id: one for one in tables.decisions()}
-            self._tables = tables
-            self._standings = {**self._standings, **standings}
-            self._decisions, self._freezes = decisions, freezes
-            self.trouble = ""
-            for one in list(decisions.values()):
-                if one.is_open and one.owner != tables.owner:
-                    self.move(one, one)  # a new fence: the earlier owner's actions are stale
-
-    def restore(self) -> None:
-        """The store was begun afresh while open: write all that is known into it."""
-        with self.lock:
-            if self._tables is None:
-                return
             try:
-                self._tables.restore(self._standings, list(self._decisions.values()))
-                for model, freeze in self._freezes.items():
-                    self._tables.freeze(model, freeze)
+                if store is None:
+                    self._store = self._tables = None
+                    self.trouble = _NO_STORE
+                elif store is not self._store:
+                    owner = store.incarnation
+                    self._attach(store.part(lambda w, r: RollbackTables(owner, w, r)))
+                    self._store, self._generation = store, store.generation
+                elif store.generation != self._generation:
+                    self._restore()
+                    self._generation = store.generation
             except StoreError as error:
                 self._failed(error)
-                raise
+                return False
+            return store is not None
+
+    def _attach(self, tables: RollbackTables) -> None:
+        """Read what is kept, and take over what an earlier life had begun."""
+        standings, freezes = tables.standings(), tables.freezes()
+        decisions = {one.id: one for one in tables.decisions()}
+        self._tables = tables
+        self._standings = {**self._standings, **standings}
+        self._decisions, self._freezes = decisions, freezes
+        self.trouble = ""
+        for one in list(decisions.values()):
+            if one.is_open and one.owner != tables.owner:
+                self.move(one, one)  # a new fence: the earlier owner's actions are stale
+
+    def _restore(self) -> None:
+        """The store was begun afresh: write all that is known into it."""
+        assert self._tables is not None
+        self._tables.restore(self._standings, list(self._decisions.values()))
+        for model, freeze in self._freezes.items():
+            self._tables.freeze(model, freeze)
 
     @property
     def life(self) -> str:
@@ -176,10 +194,11 @@ class Book:
         return sorted(of, key=lambda one: (-one.wall_ns, one.id))
 
     def open(self) -> list[Decision]:
-        """Those that the monitor goes on with, the oldest first."""
+        """Those that this life goes on with, the oldest first; not what somebody else took over."""
         with self.lock:
+            mine = self.life
             return sorted(
-                (one for one in self._decisions.values() if one.is_open),
+                (one for one in self._decisions.values() if one.is_open and one.owner == mine),
                 key=lambda one: one.wall_ns,
             )
 

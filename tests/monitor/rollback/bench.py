@@ -21,7 +21,6 @@ from sidecar.monitor.rollback.book import Book
 from sidecar.monitor.rollback.decisions import Decision, PairId
 from sidecar.monitor.rollback.desk import Desk, Sources
 from sidecar.monitor.rollback.operators import Operators
-from sidecar.monitor.rollback.store import RollbackTables
 from sidecar.monitor.rollback.views import Views
 from sidecar.monitor.rows import EvidenceKey
 from sidecar.monitor.store import Store
@@ -120,7 +119,7 @@ class Bench:
             [_Channel()], AlertsConfig(), self.clock,
         )  # fmt: skip
         self.book = Book(self.outbox, self.clock)
-        self.attach()
+        assert self.book.follow(self.store)
         self.traffic: dict[str, tuple[int, int]] = {}
         self.told: list[Decision] = []
         self.budget: float | None = None
@@ -137,11 +136,6 @@ class Bench:
         self.operators = Operators(self.book, self.desk, ("m",), {"m": self.lever}, self.actor.wake)
         self.views = Views(self.book, self.desk, {"m": self.config}, lambda _: 0)
         self._index = 0
-
-    def attach(self) -> None:
-        store = self.store
-        assert store is not None
-        self.book.attach(store.part(lambda w, r: RollbackTables(store.incarnation, w, r)))
 
     @property
     def id(self) -> PairId:
@@ -205,6 +199,7 @@ class Bench:
     def check(self, seconds: float = 10.0) -> None:
         """Time goes on, and the pairs are looked at."""
         self.clock.advance(seconds)
+        self.book.follow(self.store)
         self.desk.check()
 
     def act(self, times: int = 1) -> None:
