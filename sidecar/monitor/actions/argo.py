@@ -64,7 +64,9 @@ class ArgoAction:
                 request, updated, lambda a, b: f"{target} has gone from update {a} to {b}"
             )
             try:
-                self._abort(rollout, abort=True, dry_run=dry_run)
+                self._abort(rollout, abort=True, dry_run=True)
+                if not dry_run:
+                    self._abort(rollout, abort=True)
             except StaleError:
                 continue
             what = "can be aborted" if dry_run else "is aborted"

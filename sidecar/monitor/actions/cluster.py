@@ -7,7 +7,6 @@ and a pod template that lost some on its way through here would not be the one t
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from typing_extensions import override
 from sidecar.config_rollback import KubernetesConfig
 from sidecar.errors import ConfigError, MissingExtraError, Problem
 from sidecar.monitor.actions.base import Outcome, Result
+from sidecar.monitor.actions.within import Within
 
 Object = dict[str, Any]
 
@@ -33,8 +33,6 @@ MERGE_PATCH = "application/merge-patch+json"
 #: An object of a real cluster has at most 1.5 MiB (etcd's limit); a page of them holds 100.
 _ANSWER_BYTES_MAX = 64 * 2**20
 _PAGE, _PAGES_MAX = 100, 20
-#: Calls that were given up on and still hang: each holds a thread until its socket ends.
-_HANGING_MAX = 4
 
 
 class CallError(Exception):
@@ -87,7 +85,7 @@ class Cluster:
         self.target = target
         self._role = role
         self._timeout_s = timeout_s
-        self._hanging = threading.BoundedSemaphore(_HANGING_MAX)
+        self._within = Within(timeout_s)
 
     def get(self) -> Object:
         """Read the object.
@@ -159,7 +157,12 @@ class Cluster:
     # --- one call -----------------------------------------------------------------------------
 
     def _call(self, verb: str, resource: str, call: Callable[[], Any]) -> Object:
-        answer = self._in_time(verb, resource, call)
+        try:
+            answer = self._within.run(lambda: call().read(_ANSWER_BYTES_MAX))
+        except TimeoutError as error:
+            raise self._silent(verb, str(error)) from None
+        except Exception as error:  # noqa: BLE001 - every kind is said in words
+            raise self._refusal(verb, resource, error) from None
         try:
             document = json.loads(answer)
         except ValueError:
@@ -173,33 +176,8 @@ class Cluster:
     def _host(self) -> str:
         return str(self._api.api_client.configuration.host)
 
-    def _in_time(self, verb: str, resource: str, call: Callable[[], Any]) -> bytes:
-        """In a thread that can be left behind: the client's time limit is for each read alone."""
-        if not self._hanging.acquire(blocking=False):
-            text = f"{self.target}: {_HANGING_MAX} earlier calls still hang"
-            raise CallError(Outcome.RETRY, text)
-        answers: list[bytes] = []
-        errors: list[Exception] = []
-        ended = threading.Event()
-
-        def run() -> None:
-            try:
-                answers.append(call().read(_ANSWER_BYTES_MAX))
-            except Exception as error:  # noqa: BLE001 - said by the thread that waits
-                errors.append(error)
-            finally:
-                self._hanging.release()
-                ended.set()
-
-        threading.Thread(target=run, name="kubernetes", daemon=True).start()
-        if not ended.wait(self._timeout_s):
-            raise self._silent(verb)
-        if errors:
-            raise self._refusal(verb, resource, errors[0]) from None
-        return answers[0]
-
-    def _silent(self, verb: str) -> CallError:
-        text = f"{self.target}: no answer from {self._host} within {self._timeout_s:g} s"
+    def _silent(self, verb: str, why: str) -> CallError:
+        text = f"{self.target}: {why} from {self._host}"
         if verb == "patch":
             text += "; whether the change was made is seen at the next attempt"
         return CallError(Outcome.RETRY, text)
@@ -213,7 +191,7 @@ class Cluster:
         # Of urllib3 a refused connection is a time-out, too.
         refused = isinstance(error, transport.NewConnectionError)
         if isinstance(error, transport.TimeoutError) and not refused:
-            return self._silent(verb)
+            return self._silent(verb, f"no answer within {self._timeout_s:g} s")
         if isinstance(error, (transport.HTTPError, ApiException, OSError)):
             reason = str(getattr(error, "reason", None) or error).splitlines()[0][:200]
             text = f"{self.target}: {self._host} cannot be reached: {reason}"

@@ -72,7 +72,9 @@ class KServeAction:
             was = _NONE if percent is None else str(percent)
             new = make_mark(request, was, "0", mark)
             try:
-                self._set(service, 0, new, dry_run=dry_run)
+                self._set(service, 0, new, dry_run=True)
+                if not dry_run:
+                    self._set(service, 0, new)
             except StaleError:
                 continue
             what = "can go" if dry_run else "goes"
@@ -82,7 +84,9 @@ class KServeAction:
         text = f"{target} changed {_ATTEMPTS} times while it was looked at"
         return Result(Outcome.RETRY, text)
 
-    def _set(self, service: Object, percent: int | None, mark: Mark, *, dry_run: bool) -> None:
+    def _set(
+        self, service: Object, percent: int | None, mark: Mark, *, dry_run: bool = False
+    ) -> None:
         body: dict[str, Any] = {
             "metadata": {
                 "resourceVersion": service["metadata"]["resourceVersion"],
@@ -124,7 +128,7 @@ class KServeAction:
             text = f"{target}: its canary's traffic has been set by somebody since"
             return Result(Outcome.BLOCKED, text)
         percent = None if mark.before == _NONE else int(mark.before)
-        self._set(service, percent, undone(mark, request), dry_run=False)
+        self._set(service, percent, undone(mark, request))
         text = f"{target}: canaryTrafficPercent is {mark.before} again, as before"
         return Result(Outcome.DONE, text, {"before": "0", "after": mark.before})
 

@@ -13,11 +13,10 @@ from sidecar.clock import Clock
 from sidecar.errors import RequestError
 from sidecar.monitor.actions.base import Outcome, Request, Result
 from sidecar.monitor.actions.traffic import Traffic
+from sidecar.monitor.actions.within import Within
 from sidecar.monitor.routing import Routes
 
 if TYPE_CHECKING:
-    import httpx
-
     from sidecar.config_rollback import WebhookConfig
 
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
@@ -34,7 +33,7 @@ class WebhookAction:
     def __init__(self, config: WebhookConfig, routes: Routes, clock: Clock) -> None:
         self._config = config
         self._traffic = Traffic(routes, clock)
-        self._clock = clock
+        self._within = Within(config.timeout_s)
 
     def check(self, request: Request) -> Result:
         """Nobody is asked before: the protocol has no question without consequences."""
@@ -70,35 +69,34 @@ class WebhookAction:
             "new_version": request.new_version, "previous_version": request.previous_version,
             "reason": request.reason,
         }  # fmt: skip
-        limit_s = self._config.timeout_s
         try:
-            # Redirects are not followed: the headers may hold secrets that are not the other's.
-            with (
-                httpx.Client(timeout=limit_s, follow_redirects=False) as client,
-                client.stream("POST", self._config.url, json=body, headers=headers) as response,
-            ):
-                text = self._read(response)
-                return _meaning(response.status_code, text)
-        except (httpx.TimeoutException, TimeoutError):
-            text = f"the webhook has not answered within {limit_s:g} s; it is asked again with the "
-            return Result(Outcome.RETRY, f"{text}same Idempotency-Key")
+            code, text = self._within.run(lambda: self._ask(body, headers))
+        except (httpx.TimeoutException, TimeoutError) as error:
+            text = str(error) if isinstance(error, TimeoutError) else "no answer in time"
+            again = "it is asked again with the same Idempotency-Key"
+            return Result(Outcome.RETRY, f"the webhook: {text}; {again}")
         except httpx.HTTPError as error:
             # Its text, not the URL's, which may hold a secret.
             reason = str(error) or type(error).__name__
             return Result(Outcome.RETRY, f"the webhook cannot be asked: {reason}")
+        return _meaning(code, text)
 
-    def _read(self, response: httpx.Response) -> str:
-        """The answer's beginning, within the whole call's time: httpx limits each read alone."""
-        end_ns = self._clock.monotonic_ns() + int(self._config.timeout_s * 1e9)
-        found = b""
-        for part in response.iter_bytes():
-            found += part
-            if len(found) > _ANSWER_BYTES_MAX:
-                break
-            if self._clock.monotonic_ns() > end_ns:
-                raise TimeoutError
-        text = found.decode("utf-8", "replace").strip()
-        return " ".join(text.split())[:_SHOWN]
+    def _ask(self, body: dict[str, Any], headers: dict[str, str]) -> tuple[int, str]:
+        """The answer's status, and its beginning, for people."""
+        import httpx
+
+        # Redirects are not followed: the headers may hold secrets that are not the other's.
+        with (
+            httpx.Client(timeout=self._config.timeout_s, follow_redirects=False) as client,
+            client.stream("POST", self._config.url, json=body, headers=headers) as response,
+        ):
+            found = b""
+            for part in response.iter_bytes():
+                found += part
+                if len(found) > _ANSWER_BYTES_MAX:
+                    break
+            text = " ".join(found.decode("utf-8", "replace").split())
+            return response.status_code, text[:_SHOWN]
 
 
 def _meaning(code: int, text: str) -> Result:
