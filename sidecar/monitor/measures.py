@@ -60,6 +60,12 @@ _DROPPED = MappingProxyType(
     }
 )
 
+#: What a request may end with that says nothing about who answered it.
+CALLERS_OWN = frozenset({
+    "InvalidRequestError", "NotFoundError", "ConflictError", "CancelledError", "UnsupportedError",
+    "PermissionDeniedError", "UnauthenticatedError", "OverloadedError", "UnavailableError",
+})  # fmt: skip
+
 Attributes = dict[str, str]
 #: A histogram's series: the slot (``None``: of no model), and the stage or the transport + outcome.
 _Series = tuple[int | None, str, str]
@@ -187,6 +193,22 @@ class Measures:
         ):
             if count:
                 yield self._number(instrument, count, {**names, **more})
+
+    def served(self) -> dict[str, tuple[int, int]]:
+        """Variant → requests that it ended, and those of them that failed by no fault of the caller
+        or that a fallback had to answer. Empty without pages."""
+        found = {}
+        for slot, names in enumerate(self._variants if self._pages else ()):
+            good = bad = 0
+            for (_, error), call in sum_calls(self._pages, slot).items():
+                if not error:
+                    good += sum(call.counts)
+                elif error not in CALLERS_OWN:
+                    bad += sum(call.counts)
+            bad += sum_slot(self._pages, slot).counters["fallbacks"]
+            key = f"{names['model.name']}:{names['model.version']}/{names['variant']}"
+            found[key] = good + bad, bad
+        return found
 
     def _no_model(self) -> Iterator[Point]:
         """What got to no model, and what the gateway had to drop."""

@@ -39,6 +39,7 @@ from sidecar.monitor.mirror import MirrorProcess, Stopped
 from sidecar.monitor.mirror_spans import MirrorSpans, roles_of
 from sidecar.monitor.plan import ModelPlan, make_plan
 from sidecar.monitor.policies import Precisions
+from sidecar.monitor.rollback_side import RollbackSide
 from sidecar.monitor.rows import EvidenceRow
 from sidecar.monitor.service import MonitorServer
 from sidecar.monitor.status import StatusBoard
@@ -101,7 +102,7 @@ class Monitor:
         self._keeper = Keeper(
             self._state_dir, self._evidence, self._events, clock, self._drift.watch
         )
-        self.alerts = AlertSide(config.alerts, lambda: self._keeper.store, clock)
+        self.alerts = AlertSide(config.alerts, lambda: self._keeper.store, clock, self._stands)
         self._ingest = Ingest(queue_bytes=settings.channel.queue_bytes, clock=clock)
         self._rate = AdaptiveRate(settings.mirror.sample_rate)
         trees, refused, keep = copies_to_load(config)
@@ -130,10 +131,22 @@ class Monitor:
             self._evidence, self._worker.tally, self._models, lambda: self._ingest.queue_bytes,
             self._started_ns,
         )  # fmt: skip
+        self.rollback = RollbackSide(
+            config, self._plans, self._evidence, self.measures, self.alerts.outbox,
+            lambda: self._keeper.store, self._events, clock,
+            memory=self._memory, serve_started_ns=serve_started_ns,
+        )  # fmt: skip
         self._looking = threading.Lock()
         self._listener: ExchangeListener | None = None
         self._server: MonitorServer | None = None
         self._thread = threading.Thread(target=self._worker.run, name="worker", daemon=True)
+
+    def _memory(self, variant: str) -> int:
+        info = self._mirror.copies.get(variant)
+        return info.memory_bytes if info is not None else 0
+
+    def _stands(self, alert: str) -> bool:
+        return self.rollback.still_stands(alert)
 
     def _cpu_s(self) -> float:
         return own_cpu_s() + self._mirror.cpu_s()
@@ -151,7 +164,8 @@ class Monitor:
         self._keeper.open()
         self.alerts.start()
         self._server = MonitorServer(
-            self, reports=self._drift.deep, methods=self.alerts.methods(),
+            self, reports=self._drift.deep,
+            methods={**self.alerts.methods(), **self.rollback.methods()},
             admin_token=self._config.gateway.admin.read_token(),
         )  # fmt: skip
         bound = self._server.start(grpc_address)
@@ -170,6 +184,7 @@ class Monitor:
                 self.measured_evidence.points,
                 self._drift.points,
                 self.alerts.points,
+                self.rollback.points,
             ]
         )
         while not loaded.wait(0.1):
@@ -178,6 +193,7 @@ class Monitor:
         if failed:
             raise failed[0]
         self._judge.look(quiet=True)
+        self.rollback.start()
         self._listener = ExchangeListener(
             self._socket,
             self._receive,
@@ -191,6 +207,7 @@ class Monitor:
         return {"grpc": bound, "socket": str(self._socket)}
 
     def _receive(self, exchange: Exchange) -> None:
+        self.rollback.saw(exchange)
         self._ingest.offer(exchange)
 
     def _work(self, loaded: threading.Event, failed: list[Exception]) -> None:
@@ -245,6 +262,7 @@ class Monitor:
             self._server.set_serving(serving=False)
         if self._listener is not None:
             self._listener.close()
+        self.rollback.close()
         self._ingest.close()
         self._worker.stop()
         if self._thread.is_alive():

@@ -142,10 +142,11 @@ class _Reader:
         }
 
     def _is_current(self, series: Series) -> bool:
-        """Flips under limits that are no longer those configured are no evidence."""
+        """Answers judged by limits that are no longer those configured are no evidence."""
         policies = self._pair.policies
         metric, output, policy = series
-        if metric.partition("/")[0] != harms.FLIP or policies is None or not policies.hashes:
+        is_of_answers = metric.partition("/")[0] == harms.FLIP or metric.startswith(harms.OUTPUT)
+        if not is_of_answers or policies is None or not policies.hashes:
             return True
         return policy in {policies.hashes.get(output), f"{self._pair.identity}-"}
 
@@ -186,6 +187,8 @@ class _Reader:
         signs: dict[str, Blocks4] = {}
         for (metric, output, policy), blocks in self._counts.items():
             if not metric.startswith(harms.OUTPUT) or not policy.startswith(self._pair.identity):
+                continue
+            if not self._is_current((metric, output, policy)):
                 continue
             name = metric.removeprefix(harms.OUTPUT)
             base, _, length = name.rpartition("/")
