@@ -23,12 +23,13 @@ from sidecar.monitor.plan import ModelPlan
 from sidecar.monitor.rollback.actor import Actor
 from sidecar.monitor.rollback.book import Book
 from sidecar.monitor.rollback.decisions import Decision, Kind
-from sidecar.monitor.rollback.desk import Desk, Sources
+from sidecar.monitor.rollback.desk import Desk
 from sidecar.monitor.rollback.operators import Operators
 from sidecar.monitor.rollback.schedule import Schedule
 from sidecar.monitor.rollback.store import AlertSink
 from sidecar.monitor.rollback.traffic import Traffic
 from sidecar.monitor.rollback.views import Views
+from sidecar.monitor.rollback.watched import Sources
 from sidecar.monitor.routing import Routes
 from sidecar.monitor.service import Method
 from sidecar.monitor.store import Store

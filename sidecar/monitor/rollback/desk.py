@@ -6,17 +6,12 @@ Nothing here waits for anybody: counts are in memory, and the store is a file. W
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from sidecar.clock import Clock
-from sidecar.config import ModelConfig
 from sidecar.monitor import harms
-from sidecar.monitor.evidence import Evidence
-from sidecar.monitor.plan import ModelPlan, Pair
 from sidecar.monitor.rollback import checks, decisions, states
 from sidecar.monitor.rollback.actor import ended
 from sidecar.monitor.rollback.book import Book
@@ -26,50 +21,10 @@ from sidecar.monitor.rollback.decisions import ActionState, Decision, Kind, Pair
 from sidecar.monitor.rollback.states import Reached, Standing, State
 from sidecar.monitor.rollback.store import Change
 from sidecar.monitor.rollback.traffic import Fresh, Served, Traffic
+from sidecar.monitor.rollback.watched import BLOCKED, Sources, Watched, identity_of
 from sidecar.monitor.rows import EvidenceKey
 
 logger = logging.getLogger("sidecar.monitor.rollback")
-
-#: Looks that are shown.
-LOOKS_SHOWN = 60
-
-
-@dataclass(slots=True)
-class Watched:
-    """One pair, as it was last looked at.
-
-    Attributes:
-        log_es: the best metric's evidence over its threshold, look by look.
-    """
-
-    config: ModelConfig
-    pair: Pair
-    id: PairId
-    look: Look | None = None
-    seen: tuple[int, int, float | None, Reset] | None = None
-    stale: bool = False
-    log_es: deque[float] = field(default_factory=lambda: deque(maxlen=LOOKS_SHOWN))
-
-
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """What is looked at.
-
-    Attributes:
-        plans: model → its plan; fills once the copies are loaded.
-        traffic: what every variant served so far, and how much of it failed.
-        budget: of flips, as validation recorded it: pair identity → share.
-        serves: whether a variant answers anybody by default, as the route is now.
-        since_ns: since when ``traffic`` counts: what tells one life of the gateway from another.
-    """
-
-    models: Mapping[str, ModelConfig]
-    plans: Mapping[str, ModelPlan]
-    evidence: Evidence
-    traffic: Callable[[], Traffic]
-    budget: Callable[[str], float | None]
-    serves: Callable[[str, str], bool]
-    since_ns: int = 0
 
 
 class Desk:
@@ -129,7 +84,7 @@ class Desk:
                 continue
             for pair in plan.pairs:
                 if pair.purpose == "versions":
-                    name = PairId(model, pair.candidate, pair.baseline, _identity(pair))
+                    name = PairId(model, pair.candidate, pair.baseline, identity_of(pair))
                     known = self._watched.get(name)
                     found[name] = known or Watched(config, pair, name)
                     found[name].pair = pair
@@ -370,7 +325,7 @@ class Desk:
             served = self._served.get(name.new)
             if decision.kind == Kind.SERVED and served is not None:
                 over = replace(over, marks={**decision.marks, **served.marks()})
-            if standing.decision == decision.id and not name.identity.startswith(_BLOCKED):
+            if standing.decision == decision.id and not name.identity.startswith(BLOCKED):
                 reset = Reset.at(self._counted.series((name.model, name.new, name.previous)))
                 change.standings = {name: states.anew(standing, reset, text, now_ns)}
             done = self._book.move(decision, over, change)
@@ -390,14 +345,3 @@ class Desk:
         with self._book.lock:
             settings = self._from.models[pair.model].rollback
             return self.fresh.not_fresh(pair, settings.stale_after_s)
-
-
-#: How the identity of a pair begins that cannot be compared.
-_BLOCKED = "blocked-"
-
-
-def _identity(pair: Pair) -> str:
-    """Of the artifacts; of what cannot be compared, of the reason: another one is another pair."""
-    if pair.blocked:
-        return _BLOCKED + hashlib.sha256(pair.blocked.encode()).hexdigest()[:6]
-    return pair.identity

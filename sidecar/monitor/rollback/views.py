@@ -10,8 +10,9 @@ from dataclasses import replace
 from sidecar.config import ModelConfig
 from sidecar.monitor.rollback.book import Book
 from sidecar.monitor.rollback.decisions import Decision, Kind
-from sidecar.monitor.rollback.desk import Desk, Watched
+from sidecar.monitor.rollback.desk import Desk
 from sidecar.monitor.rollback.states import LATCHED, State
+from sidecar.monitor.rollback.watched import Watched
 from sidecar.monitor.rows import StoreError
 from sidecar.monitor.view_rollback import DecisionView, HarmView, RollbackView
 

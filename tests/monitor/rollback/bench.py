@@ -19,9 +19,10 @@ from sidecar.monitor.outbox_store import OutboxTables
 from sidecar.monitor.rollback.actor import Actor
 from sidecar.monitor.rollback.book import Book
 from sidecar.monitor.rollback.decisions import Decision, PairId
-from sidecar.monitor.rollback.desk import Desk, Sources
+from sidecar.monitor.rollback.desk import Desk
 from sidecar.monitor.rollback.operators import Operators
 from sidecar.monitor.rollback.views import Views
+from sidecar.monitor.rollback.watched import Sources
 from sidecar.monitor.rows import EvidenceKey
 from sidecar.monitor.store import Store
 from tests.monitor.making import Clock as _Clock
@@ -256,3 +257,20 @@ class _Channel:
 
     def close(self) -> None:
         pass
+
+
+class Unheard:
+    """A sink for what nobody is to be told."""
+
+    def put(self, connection: sa.Connection, alerts: Any) -> None:
+        del connection, alerts
+
+    def resolve(self, connection: sa.Connection, alert: Alert) -> None:
+        del connection, alert
+
+    def wake(self) -> None:
+        pass
+
+    def deliveries(self, alert_ids: Any) -> list[Any]:
+        del alert_ids
+        return []

@@ -15,8 +15,9 @@ from sidecar.errors import UnavailableError
 from sidecar.monitor import store_tables as tables
 from sidecar.monitor.rollback.actor import Actor
 from sidecar.monitor.rollback.book import Book
-from sidecar.monitor.rollback.desk import Desk, Sources
+from sidecar.monitor.rollback.desk import Desk
 from sidecar.monitor.rollback.store import RollbackTables, TakenError
+from sidecar.monitor.rollback.watched import Sources
 from sidecar.monitor.store import StoreError
 from tests.monitor.rollback.bench import NEW, Bench, Clock
 from tests.monitor.rollback.dying import FileLever
