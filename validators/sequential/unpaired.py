@@ -9,8 +9,8 @@ fewer independent observations than requests: then these bounds are too narrow.
 H: p2 ≤ p1 + d. For a p, ``E_under(k1, n1 | p)`` cannot be expected to grow if p1 ≥ p, nor
 ``E_over(k2, n2 | p + d)`` if p2 ≤ p + d. A request changes only one of the two, so their product
 is a supermartingale for p = p1 when H holds, whatever share goes to whom; the least product over
-all p is at most that one. So d is rejected when the least product reaches 1/α. (The bounds of both rates,
-subtracted, would take α/2 each, and be wider by up to √2.)
+all p is at most that one. So d is rejected when the least product reaches 1/α. (The bounds of both
+rates, subtracted, would take α/2 each, and be wider by up to √2.)
 
 **Quantiles** from a histogram: the q-quantile is at most the bound b of a bucket when P(time ≤ b)
 ≥ q, which is a rate. Only one bucket needs to be right, the last below the true quantile: whatever
