@@ -171,6 +171,14 @@ def _outgoing(row: sa.RowMapping) -> Outgoing | None:
         return None
 
 
+def _told_late(now: Outgoing, row: Outgoing) -> Outgoing:
+    """The resolved state of a row of which it becomes known now what the channel has heard."""
+    heard, unsure = now.taken or row.taken, row.unsure
+    if (heard or unsure) and now.state == SUPPRESSED and not now.is_firing:
+        now = replace(now, state=WAITING, due_ns=abs(now.due_ns))  # it was taken for untold
+    return replace(now, taken=heard, unsure=unsure)
+
+
 class OutboxTables:
     """Reads and writes the rows; raises ``StoreError`` as the store does."""
 
@@ -222,8 +230,7 @@ class OutboxTables:
                 if now.number == row.number:
                     write(connection, row)
                 else:
-                    heard = now.taken or row.taken
-                    write(connection, replace(now, taken=heard, unsure=row.unsure))
+                    write(connection, _told_late(now, row))
 
     def waiting(self) -> dict[str, int]:
         """Channel → how many alerts wait for it."""
