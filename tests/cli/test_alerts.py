@@ -83,9 +83,11 @@ def test_it_needs_the_admin_token_where_there_is_one(receivers):
     with serving(receivers, token="hush") as address:
         without = sidecar("alerts", "test", address)
         with_it = sidecar("alerts", "test", address, "--token", "hush", "--channel", "team")
-        with MonitorClient(address, timeout_s=WITHIN_S) as client:
-            with pytest.raises(MonitorCallError, match="another one") as caught:
-                client.test_alerts(token="wrong", timeout_s=WITHIN_S)
+        with (
+            MonitorClient(address, timeout_s=WITHIN_S) as client,
+            pytest.raises(MonitorCallError, match="another one") as caught,
+        ):
+            client.test_alerts(token="wrong", timeout_s=WITHIN_S)
     assert caught.value.code == "PERMISSION_DENIED"
     assert without.returncode != 0
     assert "it needs `authorization: Bearer TOKEN`" in without.stderr

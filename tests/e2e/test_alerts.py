@@ -22,7 +22,7 @@ def config(tmp_path):
     """Writes one that tells ``url``; gives its path."""
 
     def written(url: str, **gateway):
-        path = models.mlp_onnx(tmp_path)
+        path = models.onnx_mlp(tmp_path)
         variant = {
             "version": "1", "name": "onnx", "roles": ["serving"],
             "runtime": {"kind": "onnxruntime", "path": str(path)},
@@ -45,19 +45,21 @@ def test_a_test_alert_and_what_an_earlier_life_had_not_told(config, tmp_path):
         desk.put(alert())
         desk.run(5)
         assert desk.state == "waiting"
-    with AlertReceiver() as receiver:
-        with running(config(receiver.url, admin={"token": "hush"})) as server:
-            [got] = receiver.wait(1)
-            assert got.json["data"]["id"] == "d-17"
-            with MonitorClient(monitor_of(server), timeout_s=WITHIN_S) as client:
-                tried = client.test_alerts(token="hush", timeout_s=WITHIN_S)
-            assert [(one.channel, one.state) for one in tried] == [
-                ("log", "sent"),
-                ("hook", "sent"),
-            ]
-            until(lambda: "A test of the alerts of model-sidecar" in server.text, "the log has it")
-            server.signal()
-            assert server.wait() == 0
+    with (
+        AlertReceiver() as receiver,
+        running(config(receiver.url, admin={"token": "hush"})) as server,
+    ):
+        [got] = receiver.wait(1)
+        assert got.json["data"]["id"] == "d-17"
+        with MonitorClient(monitor_of(server), timeout_s=WITHIN_S) as client:
+            tried = client.test_alerts(token="hush", timeout_s=WITHIN_S)
+        assert [(one.channel, one.state) for one in tried] == [
+            ("log", "sent"),
+            ("hook", "sent"),
+        ]
+        until(lambda: "A test of the alerts of model-sidecar" in server.text, "the log has it")
+        server.signal()
+        assert server.wait() == 0
     assert len(receiver.got) == 2
 
 
