@@ -219,6 +219,18 @@ class OutboxTables:
             repeats = mine & (_OUTBOX.c.state == SENT) & (_OUTBOX.c.due_ns > again_ns)
             connection.execute(change.where(repeats).values(due_ns=again_ns))
 
+    def give_up_others(self, channels: Sequence[str], now_ns: int) -> list[str]:
+        """Give up what waits for channels that are not configured any more; returns their names."""
+        others = _OUTBOX.c.channel.not_in(channels) & (_OUTBOX.c.due_ns > 0)
+        gone = set()
+        with self.writing() as connection:
+            for row in _rows(connection, others):
+                gone.add(row.channel)
+                state = FAILED if row.state == WAITING else row.state
+                error = "there is no such channel any more"
+                write(connection, replace(row, state=state, due_ns=-now_ns, error=error))
+        return sorted(gone)
+
     def mark(self, row: Outgoing) -> None:
         """Write what became of an attempt.
 

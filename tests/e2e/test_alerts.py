@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+import httpx
 import pytest
 import yaml
 
@@ -30,6 +33,7 @@ def config(tmp_path):
         made = write(tmp_path, [{"name": "mlp", "variants": [variant]}], **gateway)
         tree = yaml.safe_load(made.read_text(encoding="utf-8"))
         tree["monitor"] = {"enabled": True, "grpc": LOCAL}
+        tree["telemetry"] = {"exporter": "prometheus", "prometheus": LOCAL}
         tree["alerts"] = {
             "channels": [{"kind": "log"}, {"kind": "cloudevents", "name": "hook", "url": url}]
         }
@@ -58,6 +62,12 @@ def test_a_test_alert_and_what_an_earlier_life_had_not_told(config, tmp_path):
             ("hook", "sent"),
         ]
         until(lambda: "A test of the alerts of model-sidecar" in server.text, "the log has it")
+        page = until(
+            lambda: re.search(r"metrics: (http://\S+)", server.text), "where metrics are"
+        ).group(1)
+        sent = 'model_sidecar_alerts_total{channel="hook",outcome="sent"} 1\n'
+        metrics = httpx.get(page, timeout=WITHIN_S, trust_env=False).text
+        assert sent in metrics, "the test does not count"
         server.signal()
         assert server.wait() == 0
     assert len(receiver.got) == 2

@@ -349,6 +349,18 @@ def test_what_is_done_is_kept_up_to_a_number(tmp_path, receiver):
         assert desk.of("new")[0].state == "waiting"
 
 
+def test_what_waits_for_a_channel_that_is_no_more_is_given_up(tmp_path, receiver, caplog):
+    with Desk(tmp_path, webhook(f"http://127.0.0.1:{free_port()}", "old")) as desk:
+        desk.put(alert())
+    with Desk(tmp_path, webhook(receiver.url)) as desk:
+        desk.put(alert(id="d-18"))
+        desk.outbox.start()
+        receiver.wait(1)
+        assert (desk.state, desk.of()[0].error) == ("failed", "there is no such channel any more")
+        desk.outbox.close(within_s=30)
+    assert "alerts for old are given up" in caplog.text
+
+
 def test_a_row_that_cannot_be_read_holds_up_nothing(tmp_path, receiver):
     with Desk(tmp_path, webhook(receiver.url)) as desk:
         desk.put(alert(), alert(id="d-18"))

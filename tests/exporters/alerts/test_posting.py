@@ -81,15 +81,29 @@ def test_a_receiver_that_hangs_and_one_that_breaks_off():
     assert failing(Reply(drop=True)).maybe_taken
 
 
-def test_an_answer_that_never_ends_is_not_waited_for():
+@pytest.mark.parametrize(
+    ("begin", "is_taken"),
+    [(b"HTTP/1.1 200 OK\r\n\r\n", True), (b"HTTP/1.1 200 OK\r\nx: ", False)],
+    ids=["body", "headers"],
+)
+@pytest.mark.parametrize("is_tls", [False, True])
+def test_an_answer_that_never_ends_is_not_waited_for(
+    tmp_path, monkeypatch, begin, is_taken, is_tls
+):
+    files = certificates.write(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(files.ca))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.server, files.server_key)
     with socket.create_server(("127.0.0.1", 0)) as server:
         ended = threading.Event()
 
         def drip() -> None:
             connection, _ = server.accept()
+            if is_tls:
+                connection = context.wrap_socket(connection, server_side=True)
             with connection:
                 connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                connection.sendall(begin)
                 try:
                     while not ended.wait(0.02):
                         connection.sendall(b"x")
@@ -98,10 +112,16 @@ def test_an_answer_that_never_ends_is_not_waited_for():
 
         thread = threading.Thread(target=drip, daemon=True)
         thread.start()
-        poster = Poster(f"http://127.0.0.1:{server.getsockname()[1]}", timeout_s=0.5)
-        begin = monotonic()
-        poster.post({}, NOON_NS)  # its status is known
-        assert monotonic() - begin < 20
+        scheme = "https" if is_tls else "http"
+        poster = Poster(f"{scheme}://127.0.0.1:{server.getsockname()[1]}", timeout_s=2)
+        start = monotonic()
+        if is_taken:
+            poster.post({}, NOON_NS)  # its status is known
+        else:
+            with pytest.raises(DeliveryError, match="has not answered within 2 s") as caught:
+                poster.post({}, NOON_NS)
+            assert caught.value.maybe_taken
+        assert monotonic() - start < 20, "which drips for ever"
         thread.join(20)
         assert ended.is_set(), "the connection was closed"
 
