@@ -171,6 +171,14 @@ def _outgoing(row: sa.RowMapping) -> Outgoing | None:
         return None
 
 
+def _told_late(now: Outgoing, row: Outgoing) -> Outgoing:
+    """The resolved state of a row of which it becomes known now what the channel has heard."""
+    heard, unsure = now.taken or row.taken, row.unsure
+    if (heard or unsure) and now.state == SUPPRESSED and not now.is_firing:
+        now = replace(now, state=WAITING, due_ns=abs(now.due_ns))  # it was taken for untold
+    return replace(now, taken=heard, unsure=unsure)
+
+
 class OutboxTables:
     """Reads and writes the rows; raises ``StoreError`` as the store does."""
 
@@ -211,6 +219,18 @@ class OutboxTables:
             repeats = mine & (_OUTBOX.c.state == SENT) & (_OUTBOX.c.due_ns > again_ns)
             connection.execute(change.where(repeats).values(due_ns=again_ns))
 
+    def give_up_others(self, channels: Sequence[str], now_ns: int) -> list[str]:
+        """Give up what waits for channels that are not configured any more; returns their names."""
+        others = _OUTBOX.c.channel.not_in(channels) & (_OUTBOX.c.due_ns > 0)
+        gone = set()
+        with self.writing() as connection:
+            for row in _rows(connection, others):
+                gone.add(row.channel)
+                state = FAILED if row.state == WAITING else row.state
+                error = "there is no such channel any more"
+                write(connection, replace(row, state=state, due_ns=-now_ns, error=error))
+        return sorted(gone)
+
     def mark(self, row: Outgoing) -> None:
         """Write what became of an attempt.
 
@@ -222,8 +242,7 @@ class OutboxTables:
                 if now.number == row.number:
                     write(connection, row)
                 else:
-                    heard = now.taken or row.taken
-                    write(connection, replace(now, taken=heard, unsure=row.unsure))
+                    write(connection, _told_late(now, row))
 
     def waiting(self) -> dict[str, int]:
         """Channel → how many alerts wait for it."""
