@@ -229,6 +229,22 @@ ROLLBACK_PAIRS = Instrument(
     "model_sidecar.rollback.pairs", Kind.COUNTER, "{request}",
     "Requests that both versions have answered.", (*_PAIR, "metric"),
 )  # fmt: skip
+LABELS = Instrument(
+    "model_sidecar.labels", Kind.COUNTER, "{label}",
+    "Late labels: matched with their request, early (they wait for it), repeated, refused, lost"
+    " (their request never came: expired, full). And answers that got none, unlabelled: expired,"
+    " full, or not kept for want of an output (output) or for too many rows (rows).",
+    ("model.name", "outcome", "reason"),
+)  # fmt: skip
+LABELS_WAITING = Instrument(
+    "model_sidecar.labels.waiting", Kind.GAUGE, "{request}", "Answers that wait for their label.",
+    ("model.name",),
+)  # fmt: skip
+LABELS_COVERAGE = Instrument(
+    "model_sidecar.labels.coverage", Kind.GAUGE, "1",
+    "Of the answers that wait no longer, the share that got its label; since the monitor started.",
+    ("model.name",),
+)  # fmt: skip
 ALERTS = Instrument(
     "model_sidecar.alerts", Kind.COUNTER, "{alert}",
     "Alerts by outcome: sent, failed, or suppressed as a repetition.", ("channel", "outcome"),
@@ -256,5 +272,6 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     ROUTE_VERSION, GATEWAY_DROPPED, MIRROR_EXCHANGES, MIRROR_QUEUE, COMPARISON_RESULTS,
     COMPARISON_SQNR, DISAGREEMENT_RATE, DISAGREEMENT_BOUND, DRIFT_SCORE, DRIFT_THRESHOLD,
     DRIFT_ALARM, DRIFT_ROWS, DRIFT_LAST_SUCCESS, ROLLBACK_EVIDENCE, ROLLBACK_THRESHOLD,
-    ROLLBACK_STATE, ROLLBACK_PAIRS, ALERTS, TELEMETRY_ITEMS, TELEMETRY_UP, TELEMETRY_QUEUE,
+    ROLLBACK_STATE, ROLLBACK_PAIRS, LABELS, LABELS_WAITING, LABELS_COVERAGE, ALERTS,
+    TELEMETRY_ITEMS, TELEMETRY_UP, TELEMETRY_QUEUE,
 )  # fmt: skip

@@ -15,6 +15,7 @@ from sidecar.cli import (
     drift_commands,
     gateway,
     infer,
+    labels_commands,
     monitor,
     schema,
     serve,
@@ -202,3 +203,4 @@ def _demo(
 
 validate_commands.register(app)
 drift_commands.register(app)
+labels_commands.register(app)

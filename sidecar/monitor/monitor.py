@@ -18,7 +18,7 @@ from sidecar import __version__
 from sidecar.clock import Clock
 from sidecar.config import SidecarConfig, telemetry
 from sidecar.gateway.pages import Page
-from sidecar.monitor import places
+from sidecar.monitor import calls_labels, places
 from sidecar.monitor.budget import TICK_S, AdaptiveRate, Budget, own_cpu_s
 from sidecar.monitor.casebook import open_cases
 from sidecar.monitor.channel import ExchangeListener
@@ -31,6 +31,7 @@ from sidecar.monitor.exchanges import Item
 from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.judge import Judge
 from sidecar.monitor.keeper import Keeper
+from sidecar.monitor.labels import LateLabels
 from sidecar.monitor.ledger import Ledger, by_reason
 from sidecar.monitor.measured_evidence import MeasuredEvidence
 from sidecar.monitor.measures import Measures
@@ -97,8 +98,9 @@ class Monitor:
         self.measures = Measures(pages, config, serve_started_ns)
         self.telling = Telling(telemetry(config), self.measures.exemplar, clock)
         self._drift = DriftSide(config, self._events, self._state_dir, self.telling, clock)
+        self._labels = LateLabels(config.models, self._evidence, clock, self._drift.watch.labelled)
         self._keeper = Keeper(
-            self._state_dir, self._evidence, self._events, clock, self._drift.watch
+            self._state_dir, self._evidence, self._events, clock, self._drift.watch, self._labels
         )
         self._ingest = Ingest(queue_bytes=settings.channel.queue_bytes, clock=clock)
         self._rate = AdaptiveRate(settings.mirror.sample_rate)
@@ -119,7 +121,7 @@ class Monitor:
             self._ingest, self._mirror, self._evidence, self._plans, self._casebook, self._budget,
             noise_rate=settings.mirror.noise_rate, flush_s=settings.flush_s, clock=clock,
             on_crash=self._on_crash, watch=watch if self.telling.tells_spans else None,
-            drift=self._drift.watch,
+            drift=self._drift.watch, labels=self._labels,
         )  # fmt: skip
         self._judge = Judge(self._evidence, self._plans, self._events)
         self._board = StatusBoard(self._evidence, self._judge)
@@ -147,7 +149,10 @@ class Monitor:
         """
         self._drift.start()
         self._keeper.open()
-        self._server = MonitorServer(self, reports=self._drift.deep)
+        self._server = MonitorServer(
+            self, reports=self._drift.deep, methods=calls_labels.methods(self._labels),
+            admin_token=self._config.gateway.admin.read_token(),
+        )  # fmt: skip
         bound = self._server.start(grpc_address)
         # In a thread of its own, so that a signal is heard while a large model loads; and the
         # worker's, since the child ends with the thread that started it.
@@ -159,7 +164,12 @@ class Monitor:
         self._thread.start()
         # Meanwhile: what has been counted is told before the copies are there.
         self.telling.start(
-            [self.measures.points, self.measured_evidence.points, self._drift.points]
+            [
+                self.measures.points,
+                self.measured_evidence.points,
+                self._drift.points,
+                self._labels.points,
+            ]
         )
         while not loaded.wait(0.1):
             if self.stop_requested.is_set():
@@ -216,6 +226,7 @@ class Monitor:
         with self._looking:
             self._judge.look()
         self._drift.tick()
+        self._labels.tick()
         self._counts()
         rate = self._rate.update(
             used=self._budget.tick(),

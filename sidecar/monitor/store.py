@@ -56,6 +56,7 @@ except ModuleNotFoundError:
 from sidecar.monitor import store_fold
 from sidecar.monitor import store_tables as tables
 from sidecar.monitor.drift_store import DriftTables
+from sidecar.monitor.label_store import LabelTables
 
 __all__ = ["CertificateRow", "EvidenceKey", "EvidenceRow", "SketchRow", "Store", "StoreError"]
 
@@ -306,9 +307,7 @@ class Store:
         if math.isnan(best_log_e):
             message = f"log e of {candidate} {output!r} is not a number"
             raise ValueError(message)
-        row = CertificateRow(
-            model, candidate, baseline, output, policy, best_log_e, certified_ns
-        )  # fmt: skip
+        row = CertificateRow(model, candidate, baseline, output, policy, best_log_e, certified_ns)
         with self._writing() as connection:
             changes = tables.never_lower(connection.dialect)
             tables.upsert(connection, tables.CERTIFICATES, [asdict(row)], changes)
@@ -374,6 +373,10 @@ class Store:
     def drift(self) -> DriftTables:
         """What is kept of drift."""
         return DriftTables(self.incarnation, self._clock, self._writing, self._read)
+
+    def labels(self) -> LabelTables:
+        """Answers and labels that wait for one another."""
+        return LabelTables(self._writing, self._read)
 
     # --- the store itself -------------------------------------------------------------------------
 
