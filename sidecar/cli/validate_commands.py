@@ -38,6 +38,15 @@ Arbiter = Annotated[
     ),
 ]
 
+FlipBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--flip-budget", metavar="measured|SHARE",
+        help="Compare versions instead, and record how many rows the new one may change, for the "
+        "monitor's checks: the upper bound of what is measured, or a share.",
+    ),
+]  # fmt: skip
+
 
 def register(app: typer.Typer) -> None:
     """Add the three commands to ``app``."""
@@ -93,14 +102,7 @@ def _validate(
             help="Load variants into this process, for a debugger: one that crashes ends it.",
         ),
     ] = False,
-    flip_budget: Annotated[
-        str | None,
-        typer.Option(
-            "--flip-budget", metavar="measured|SHARE",
-            help="Compare versions instead, and record how many rows the new one may change, for "
-            "the monitor's checks: the upper bound of what is measured, or a share.",
-        ),
-    ] = None,
+    flip_budget: FlipBudget = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Compare every variant with the reference, and judge.
