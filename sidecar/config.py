@@ -189,11 +189,14 @@ class SidecarConfig(Settings):
 
     @property
     def monitored(self) -> bool:
-        """Whether a monitor stands beside the gateway: as configured, or as the roles or drift
-        need it, or because something is to be told."""
+        """Whether a monitor stands beside the gateway: as configured, or as the roles, drift or
+        labels need it, or because something is to be told."""
         if self.monitor.enabled is not None:
             return self.monitor.enabled
-        watched = any(model.is_watched or model.drift.wanted for model in self.models)
+        watched = any(
+            model.is_watched or model.drift.wanted or model.labels is not None
+            for model in self.models
+        )
         return watched or self._tells()
 
     @property

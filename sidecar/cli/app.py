@@ -16,6 +16,7 @@ from sidecar.cli import (
     drift_commands,
     gateway,
     infer,
+    labels_commands,
     monitor,
     rollback_commands,
     schema,
@@ -206,3 +207,4 @@ validate_commands.register(app)
 drift_commands.register(app)
 alerts_commands.register(app)
 rollback_commands.register(app)
+labels_commands.register(app)

@@ -18,7 +18,7 @@ from sidecar import __version__
 from sidecar.clock import Clock
 from sidecar.config import SidecarConfig, telemetry
 from sidecar.gateway.pages import Page
-from sidecar.monitor import places
+from sidecar.monitor import calls_labels, places
 from sidecar.monitor.alert_side import AlertSide
 from sidecar.monitor.budget import TICK_S, AdaptiveRate, Budget, own_cpu_s
 from sidecar.monitor.casebook import open_cases
@@ -32,6 +32,7 @@ from sidecar.monitor.exchanges import Item
 from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.judge import Judge
 from sidecar.monitor.keeper import Keeper
+from sidecar.monitor.labels import LateLabels
 from sidecar.monitor.ledger import Ledger, by_reason
 from sidecar.monitor.measured_evidence import MeasuredEvidence
 from sidecar.monitor.measures import Measures
@@ -99,8 +100,9 @@ class Monitor:
         self.measures = Measures(pages, config, serve_started_ns)
         self.telling = Telling(telemetry(config), self.measures.exemplar, clock)
         self._drift = DriftSide(config, self._events, self._state_dir, self.telling, clock)
+        self._labels = LateLabels(config.models, self._evidence, clock, self._drift.watch.labelled)
         self._keeper = Keeper(
-            self._state_dir, self._evidence, self._events, clock, self._drift.watch
+            self._state_dir, self._evidence, self._events, clock, self._drift.watch, self._labels
         )
         self.alerts = AlertSide(config.alerts, lambda: self._keeper.store, clock, self._stands)
         self._ingest = Ingest(queue_bytes=settings.channel.queue_bytes, clock=clock)
@@ -122,7 +124,7 @@ class Monitor:
             self._ingest, self._mirror, self._evidence, self._plans, self._casebook, self._budget,
             noise_rate=settings.mirror.noise_rate, flush_s=settings.flush_s, clock=clock,
             on_crash=self._on_crash, watch=watch if self.telling.tells_spans else None,
-            drift=self._drift.watch,
+            drift=self._drift.watch, labels=self._labels,
         )  # fmt: skip
         self._judge = Judge(self._evidence, self._plans, self._events)
         self._board = StatusBoard(self._evidence, self._judge)
@@ -165,7 +167,10 @@ class Monitor:
         self.alerts.start()
         self._server = MonitorServer(
             self, reports=self._drift.deep,
-            methods={**self.alerts.methods(), **self.rollback.methods()},
+            methods={
+                **self.alerts.methods(), **calls_labels.methods(self._labels),
+                **self.rollback.methods(),
+            },
             admin_token=self._config.gateway.admin.read_token(),
         )  # fmt: skip
         bound = self._server.start(grpc_address)
@@ -185,6 +190,7 @@ class Monitor:
                 self._drift.points,
                 self.alerts.points,
                 self.rollback.points,
+                self._labels.points,
             ]
         )
         while not loaded.wait(0.1):
@@ -244,6 +250,7 @@ class Monitor:
         with self._looking:
             self._judge.look()
         self._drift.tick()
+        self._labels.tick()
         self._counts()
         rate = self._rate.update(
             used=self._budget.tick(),

@@ -30,6 +30,9 @@ NOT_SHOWN = {
     known.ROLLBACK_STATE: "likewise",
     known.ROLLBACK_PAIRS: "likewise",
     known.ALERTS_WAITING: "likewise",
+    known.LABELS: "likewise, where accuracy is shown",
+    known.LABELS_WAITING: "likewise",
+    known.LABELS_COVERAGE: "likewise",
 }
 #: Grafana's variables, as they would be filled.
 FILLED = {
