@@ -28,6 +28,7 @@ from sidecar.monitor.events import EventLog
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchange import Exchange
 from sidecar.monitor.exchanges import Item
+from sidecar.monitor.http_side import HttpSide
 from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.judge import Judge
 from sidecar.monitor.keeper import Keeper
@@ -128,6 +129,7 @@ class Monitor:
             self._evidence, self._worker.tally, self._models, lambda: self._ingest.queue_bytes,
             self._started_ns,
         )  # fmt: skip
+        self.http = HttpSide(config, clock)
         self._looking = threading.Lock()
         self._listener: ExchangeListener | None = None
         self._server: MonitorServer | None = None
@@ -138,8 +140,8 @@ class Monitor:
 
     # --- life ---------------------------------------------------------------------------------
 
-    def start(self, grpc_address: str) -> dict[str, str]:
-        """Open, load, listen; returns the addresses: ``grpc``, ``socket``.
+    def start(self, grpc_address: str, http_address: str | None = None) -> dict[str, str]:
+        """Open, load, listen; returns the addresses: ``grpc``, ``socket``, and ``http`` if any.
 
         Raises:
             SidecarError: it cannot listen. (What else fails is said, and gone without.)
@@ -148,7 +150,7 @@ class Monitor:
         self._drift.start()
         self._keeper.open()
         self._server = MonitorServer(self, reports=self._drift.deep)
-        bound = self._server.start(grpc_address)
+        bound = {"grpc": self._server.start(grpc_address), **self.http.start(http_address)}
         # In a thread of its own, so that a signal is heard while a large model loads; and the
         # worker's, since the child ends with the thread that started it.
         failed: list[Exception] = []
@@ -177,7 +179,7 @@ class Monitor:
         )
         self._listener.start()
         self._state = "running"
-        return {"grpc": bound, "socket": str(self._socket)}
+        return {**bound, "socket": str(self._socket)}
 
     def _receive(self, exchange: Exchange) -> None:
         self._ingest.offer(exchange)
@@ -232,6 +234,7 @@ class Monitor:
         self._state = "stopping"
         if self._server is not None:
             self._server.set_serving(serving=False)
+        self.http.close()
         if self._listener is not None:
             self._listener.close()
         self._ingest.close()
