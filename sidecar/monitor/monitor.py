@@ -29,6 +29,8 @@ from sidecar.monitor.events import EventLog
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchange import Exchange
 from sidecar.monitor.exchanges import Item
+from sidecar.monitor.flip_budgets import FlipBudgets
+from sidecar.monitor.http_side import HttpSide
 from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.judge import Judge
 from sidecar.monitor.keeper import Keeper
@@ -136,8 +138,11 @@ class Monitor:
         self.rollback = RollbackSide(
             config, self._plans, self._evidence, self.measures, self.alerts.outbox,
             lambda: self._keeper.store, self._events, clock,
-            memory=self._memory, serve_started_ns=serve_started_ns,
+            memory=self._memory, budget=FlipBudgets(self._state_dir).budget,
+            serve_started_ns=serve_started_ns,
         )  # fmt: skip
+        self.http = HttpSide(config, clock)
+        self.http.show(self.rollback.views)
         self._looking = threading.Lock()
         self._listener: ExchangeListener | None = None
         self._server: MonitorServer | None = None
@@ -155,8 +160,8 @@ class Monitor:
 
     # --- life ---------------------------------------------------------------------------------
 
-    def start(self, grpc_address: str) -> dict[str, str]:
-        """Open, load, listen; returns the addresses: ``grpc``, ``socket``.
+    def start(self, grpc_address: str, http_address: str | None = None) -> dict[str, str]:
+        """Open, load, listen; returns the addresses: ``grpc``, ``socket``, and ``http`` if any.
 
         Raises:
             SidecarError: it cannot listen. (What else fails is said, and gone without.)
@@ -165,15 +170,21 @@ class Monitor:
         self._drift.start()
         self._keeper.open()
         self.alerts.start()
+        token = self._config.gateway.admin.read_token()
         self._server = MonitorServer(
             self, reports=self._drift.deep,
             methods={
                 **self.alerts.methods(), **calls_labels.methods(self._labels),
                 **self.rollback.methods(),
             },
-            admin_token=self._config.gateway.admin.read_token(),
+            admin_token=token,
         )  # fmt: skip
-        bound = self._server.start(grpc_address)
+        bound = {"grpc": self._server.start(grpc_address)}
+        if http_address is not None:
+            from sidecar.monitor import http_labels
+
+            self.http.routes += http_labels.routes(self._labels, token)
+            bound |= self.http.start(http_address)
         # In a thread of its own, so that a signal is heard while a large model loads; and the
         # worker's, since the child ends with the thread that started it.
         failed: list[Exception] = []
@@ -210,7 +221,7 @@ class Monitor:
         )
         self._listener.start()
         self._state = "running"
-        return {"grpc": bound, "socket": str(self._socket)}
+        return {**bound, "socket": str(self._socket)}
 
     def _receive(self, exchange: Exchange) -> None:
         self.rollback.saw(exchange)
@@ -267,6 +278,7 @@ class Monitor:
         self._state = "stopping"
         if self._server is not None:
             self._server.set_serving(serving=False)
+        self.http.close()
         if self._listener is not None:
             self._listener.close()
         self.rollback.close()

@@ -74,14 +74,19 @@ class Cluster:
     """Calls about one object; any thread.
 
     Args:
-        api: a ``kubernetes.client.CustomObjectsApi``: it takes any group, ``apps`` as well.
+        api: makes a ``kubernetes.client.CustomObjectsApi`` that sends bodies of a media type. (It
+            takes any group, ``apps`` as well.) Of its releases some have no argument for the type,
+            and choose a wrong one.
         role: the rules of the Role that allows what is called here (``roles.py``), for messages.
         timeout_s: of one call, whole: a server that sends an answer drop by drop does not hold
             anybody longer.
     """
 
-    def __init__(self, api: Any, target: Target, role: str, timeout_s: float) -> None:
-        self._api = api
+    def __init__(
+        self, api: Callable[[str], Any], target: Target, role: str, timeout_s: float
+    ) -> None:
+        self._api = api(JSON_PATCH)
+        self._patching = {JSON_PATCH: self._api, MERGE_PATCH: api(MERGE_PATCH)}
         self.target = target
         self._role = role
         self._timeout_s = timeout_s
@@ -146,9 +151,9 @@ class Cluster:
         extra = {"dry_run": "All"} if dry_run else {}
 
         def call() -> Any:
-            return getattr(self._api, name)(
+            return getattr(self._patching[kind], name)(
                 one.group, one.version, one.namespace, one.plural, one.name, body,
-                field_manager=FIELD_MANAGER, _content_type=kind, _preload_content=False,
+                field_manager=FIELD_MANAGER, _preload_content=False,
                 _request_timeout=self._timeout_s, **extra,
             )  # fmt: skip
 
@@ -247,8 +252,8 @@ def connect(settings: KubernetesConfig, target: Target, role: str, where: str) -
     """
     try:
         from kubernetes import client, config
-    except ModuleNotFoundError:
-        message = f"{where}: the kubernetes client is not installed: install "
+    except ModuleNotFoundError as error:
+        message = f"{where} needs {error.name}, which is not installed: install "
         message += "model-sidecar[kubernetes]"
         raise MissingExtraError(message) from None
     made = client.Configuration()
@@ -268,5 +273,8 @@ def connect(settings: KubernetesConfig, target: Target, role: str, where: str) -
         raise ConfigError("monitor", [Problem(f"{where}.kubernetes", what)]) from None
     # Every attempt is core's to count and to bound: none is hidden in the client.
     made.retries = False
-    api = client.CustomObjectsApi(client.ApiClient(made))
+
+    def api(content_type: str) -> Any:
+        return client.CustomObjectsApi(client.ApiClient(made, "Content-Type", content_type))
+
     return Cluster(api, target, role, settings.timeout_s)
