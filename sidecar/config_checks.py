@@ -36,6 +36,7 @@ def relations(tree: dict[str, Any], *, roles: Any, addresses: dict[str, str]) ->
             problems.append(Problem(f"models[{index}].cache", message))
     problems += _check_addresses(tree, addresses)
     problems += _check_client_pair(_at(tree, "telemetry"))
+    problems += _check_alerts(_at(tree, "alerts"))
     return problems
 
 
@@ -162,6 +163,27 @@ def _check_addresses(tree: dict[str, Any], defaults: dict[str, str]) -> list[Pro
         for listener, own in listeners.items()
         if address == own
     ]
+
+
+def _check_alerts(alerts: Any) -> list[Problem]:
+    channels = _dicts(_at(alerts, "channels"))
+    problems = _twice(
+        [
+            (f"alerts.channels[{index}]", _text(channel.get("name") or channel.get("kind")))
+            for index, channel in channels
+        ],
+        "another channel is called {}; give it a name of its own",
+    )
+    problems += [
+        Problem(f"alerts.channels[{index}].password", "is given, but no user")
+        for index, channel in channels
+        if channel.get("password") is not None and channel.get("user") is None
+    ]
+    first, last = _at(alerts, "first_retry_s"), _at(alerts, "last_retry_s")
+    if isinstance(first, int | float) and isinstance(last, int | float) and first > last:
+        message = f"is {last:g}, shorter than first_retry_s ({first:g})"
+        problems.append(Problem("alerts.last_retry_s", message))
+    return problems
 
 
 def _check_client_pair(telemetry: Any) -> list[Problem]:

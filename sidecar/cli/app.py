@@ -10,6 +10,7 @@ import typer
 
 from sidecar import __version__
 from sidecar.cli import (
+    alerts_commands,
     check_config,
     demo,
     drift_commands,
@@ -202,3 +203,4 @@ def _demo(
 
 validate_commands.register(app)
 drift_commands.register(app)
+alerts_commands.register(app)

@@ -19,6 +19,7 @@ from sidecar.clock import Clock
 from sidecar.config import SidecarConfig, telemetry
 from sidecar.gateway.pages import Page
 from sidecar.monitor import places
+from sidecar.monitor.alert_side import AlertSide
 from sidecar.monitor.budget import TICK_S, AdaptiveRate, Budget, own_cpu_s
 from sidecar.monitor.casebook import open_cases
 from sidecar.monitor.channel import ExchangeListener
@@ -100,6 +101,7 @@ class Monitor:
         self._keeper = Keeper(
             self._state_dir, self._evidence, self._events, clock, self._drift.watch
         )
+        self.alerts = AlertSide(config.alerts, lambda: self._keeper.store, clock)
         self._ingest = Ingest(queue_bytes=settings.channel.queue_bytes, clock=clock)
         self._rate = AdaptiveRate(settings.mirror.sample_rate)
         trees, refused, keep = copies_to_load(config)
@@ -147,7 +149,11 @@ class Monitor:
         """
         self._drift.start()
         self._keeper.open()
-        self._server = MonitorServer(self, reports=self._drift.deep)
+        self.alerts.start()
+        self._server = MonitorServer(
+            self, reports=self._drift.deep, methods=self.alerts.methods(),
+            admin_token=self._config.gateway.admin.read_token(),
+        )  # fmt: skip
         bound = self._server.start(grpc_address)
         # In a thread of its own, so that a signal is heard while a large model loads; and the
         # worker's, since the child ends with the thread that started it.
@@ -159,7 +165,12 @@ class Monitor:
         self._thread.start()
         # Meanwhile: what has been counted is told before the copies are there.
         self.telling.start(
-            [self.measures.points, self.measured_evidence.points, self._drift.points]
+            [
+                self.measures.points,
+                self.measured_evidence.points,
+                self._drift.points,
+                self.alerts.points,
+            ]
         )
         while not loaded.wait(0.1):
             if self.stop_requested.is_set():
@@ -248,6 +259,7 @@ class Monitor:
             self._judge.look()
         self._counts()
         self._drift.close()
+        self.alerts.close()
         self._keeper.close()  # before what waits for others
         self.telling.close()
         if self._server is not None:
