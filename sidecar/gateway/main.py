@@ -76,6 +76,7 @@ class Worker:
         config, wanted = self.config, self.config.tracing
         if not (config.monitored or wanted["on"] or wanted["logs"]):
             return  # and nothing is imported for it
+        from sidecar.gateway.aside import Aside
         from sidecar.gateway.backlog import Told
         from sidecar.gateway.tap import Tap
         from sidecar.monitor.places import socket_path
@@ -90,6 +91,9 @@ class Worker:
             socket_path(config, base_dir), config.monitor, gateway.page, gateway.clock, index,
             sampled_models(config), told,
         )  # fmt: skip
+        aside = gateway.tap.aside = Aside(gateway.registry, gateway.page, self._routes)
+        if self._routes is not None:
+            self._routes.on_change = aside.changed
         if told.logs is not None:
             from sidecar.gateway.logrecords import LogRecords
 

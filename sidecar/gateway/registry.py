@@ -183,6 +183,10 @@ class Registry:
         """A variant's slot in the pages."""
         return self._slots[f"{model.name}:{variant.key}"]
 
+    def slots_of_versions(self, model: ModelConfig) -> list[tuple[int, str]]:
+        """The slot and the version of each variant that may answer requests."""
+        return [(self.slot(model, each), each.version) for each in gateway_variants(model)]
+
     # --- looking up -----------------------------------------------------------------------------
 
     def entry(self, name: str) -> Entry:
