@@ -324,7 +324,8 @@ def test_files_that_cannot_be_models_are_mistakes(tmp_path):
          "no serving variant has version '7'; there is: 2"),
         ([model(fallback={"after_ms": 5})], "models[0].fallback.after_ms",
          "is set, but no variant has the role fallback"),
-        ([model(variant(), variant("b", 3, ("candidate", "serving")))], "models[0].variants[1].roles",
+        ([model(variant(), variant("b", 3, ("candidate", "serving")))],
+         "models[0].variants[1].roles",
          "it is a candidate, which answers nobody, and serving: leave one away"),
         ([model(variant(), variant("b", roles=("candidate",)))], "models[0].variants[1].roles",
          "version 2 serves already: a candidate is another version; for another form of this one "

@@ -59,6 +59,8 @@ class ServedPlan:
         pairs: to compare; those that are blocked too.
         runs: variant keys to execute, each once.
         noise: the variant to run a second time in another batch, and the pair it belongs to.
+        calibrated: pairs of versions whose previous one runs twice, on the share
+            ``calibration_rate`` of exchanges.
     """
 
     variant: str
@@ -66,6 +68,8 @@ class ServedPlan:
     pairs: list[Pair]
     runs: list[str]
     noise: Pair | None = None
+    calibrated: list[Pair] = field(default_factory=list)
+    calibration_rate: float = 0.0
 
 
 @dataclass(slots=True)
@@ -98,7 +102,7 @@ def wanted_copies(model: ModelConfig) -> dict[str, bool]:
     return {
         variant.key: bool(_WATCHED & set(variant.roles))
         or "reference" not in roles
-        or (roles & {"previous", "candidate"} and variant.key == newest)
+        or (bool(roles & {"previous", "candidate"}) and variant.key == newest)
         for variant in model.variants
     }
 
@@ -175,6 +179,10 @@ class _Planner:
         pairs += self._versions(served, newest)
         plan = ServedPlan(served, info.signature, pairs, _runs(pairs, served))
         plan.noise = next((p for p in pairs if p.purpose == "certificate" and not p.blocked), None)
+        rollback = self._model.rollback
+        if rollback.enabled is not False:
+            plan.calibrated = [p for p in pairs if p.purpose == "versions" and not p.blocked]
+            plan.calibration_rate = rollback.calibration.rate
         return plan
 
     def _certificates(self, served: str, newest: str) -> list[Pair]:
