@@ -17,6 +17,7 @@ from sidecar.cli import (
     gateway,
     infer,
     monitor,
+    route_commands,
     schema,
     serve,
     status,
@@ -204,3 +205,4 @@ def _demo(
 validate_commands.register(app)
 drift_commands.register(app)
 alerts_commands.register(app)
+route_commands.register(app)

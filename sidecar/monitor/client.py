@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from sidecar.errors import SidecarError
 from sidecar.monitor.client_alerts import AlertCalls
+from sidecar.monitor.client_route import RouteCalls
 from sidecar.monitor.deep.view import DeepReport
 from sidecar.monitor.service import SERVICE
 from sidecar.monitor.view import MonitorStatus, VerdictEvent
@@ -35,7 +36,7 @@ class MonitorCallError(SidecarError):
         self.is_gone = code in {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}
 
 
-class MonitorClient(AlertCalls):
+class MonitorClient(AlertCalls, RouteCalls):
     """One connection. A context manager; ``close`` ends a stream that another thread reads.
 
     Args:

@@ -18,8 +18,9 @@ from sidecar import route_table
 from sidecar.config import ModelConfig, SidecarConfig
 from sidecar.errors import InvalidRequestError, NotFoundError
 from sidecar.gateway.pages import BUCKETS_NS
-from sidecar.monitor.rows import EvidenceRow
+from sidecar.monitor.harms import SERVED_ACCURACY
 from sidecar.monitor.routed_frames import VersionCounts, counts_of, total
+from sidecar.monitor.rows import EvidenceRow
 from sidecar.monitor.view_rollback import CompareMetric, CompareSide, CompareView
 from sidecar.monitor.worker_routes import WorkerRoutes
 from sidecar.route_table import Route
@@ -27,8 +28,6 @@ from validators.sequential.unpaired import Comparison, quantiles, rates, sentenc
 
 ALPHA = 0.05
 QUANTILES = {"p50": 0.5, "p99": 0.99}
-#: As ``harms.py`` has it: of what a variant served, how many answers were right.
-SERVED_ACCURACY = "served_accuracy"
 _MS = [bound / 1e6 for bound in BUCKETS_NS] + [math.inf]
 
 #: Version → (labelled answers that were right, labelled answers).
@@ -107,7 +106,8 @@ class Comparer:
 
     def _labels(self, model: str, route: Route | None = None) -> Labels:
         before = {} if route is None else route.since.get("labels", {})
-        output = self._models[model].labels.output
+        settings = self._models[model].labels
+        output = None if settings is None else settings.output
         found: Labels = {}
         for row in self._evidence(model):
             key = row.key
@@ -119,15 +119,13 @@ class Comparer:
             found[version] = (k + cells.get("k", 0.0), n + int(cells.get("n", 0.0)))
         for version, (k, n) in found.items():
             old = before.get(version) if isinstance(before, dict) else None
-            if isinstance(old, list) and len(old) == 2 and all(type(e) in {int, float} for e in old):
+            if isinstance(old, list) and [type(one) for one in old] == [float, int]:
                 fewer = max(0, n - int(old[1]))
                 found[version] = (min(float(fewer), max(0.0, k - old[0])), fewer)
         return found
 
 
-def _two(
-    model: ModelConfig, route: Route | None, first: str, second: str
-) -> tuple[str, str]:
+def _two(model: ModelConfig, route: Route | None, first: str, second: str) -> tuple[str, str]:
     there = route_table.answering(model)
     for version in (first, second):
         if version and version not in there:
@@ -150,7 +148,9 @@ def _two(
 _NOTHING = total(())
 
 
-def _errors(names: tuple[str, str], counts: Mapping[str, VersionCounts], alpha: float) -> CompareMetric:
+def _errors(
+    names: tuple[str, str], counts: Mapping[str, VersionCounts], alpha: float
+) -> CompareMetric:
     k, n = [], []
     for name in names:
         each = counts.get(name, _NOTHING)
@@ -200,11 +200,13 @@ def _text(
     counts: Mapping[str, VersionCounts], alpha: float,
 ) -> str:  # fmt: skip
     seen = " and ".join(f"{counts.get(name, _NOTHING).answered} of {name}" for name in names)
-    when = "the gateway began" if route is None else f"the route was set (revision {route.revision})"
+    when = (
+        "the gateway began" if route is None else f"the route was set (revision {route.revision})"
+    )
     text = f"answered since {when}: {seen}; all bounds hold together, at {100 * (1 - alpha):.6g} %"
     if model.route.sticky is not None:
         text += (
-            f"; requests with the same {model.route.sticky!r} go to the same version, so that there "
-            "are fewer independent ones than requests: the bounds are too narrow"
+            f"; requests with the same {model.route.sticky!r} go to the same version, so that "
+            "fewer of them are independent than are counted: the bounds are too narrow"
         )
     return text

@@ -39,6 +39,7 @@ from sidecar.monitor.mirror import MirrorProcess, Stopped
 from sidecar.monitor.mirror_spans import MirrorSpans, roles_of
 from sidecar.monitor.plan import ModelPlan, make_plan
 from sidecar.monitor.policies import Precisions
+from sidecar.monitor.routing_side import RoutingSide
 from sidecar.monitor.rows import EvidenceRow
 from sidecar.monitor.service import MonitorServer
 from sidecar.monitor.status import StatusBoard
@@ -95,7 +96,8 @@ class Monitor:
         settings = config.monitor
         self._evidence = Evidence(f"unsaved-{os.getpid()}", clock)
         self._events = EventLog(clock)
-        self.measures = Measures(pages, config, serve_started_ns)
+        self._routing = RoutingSide(config, base_dir, self._evidence, clock)
+        self.measures = Measures(pages, config, serve_started_ns, self._routing.routes.shares)
         self.telling = Telling(telemetry(config), self.measures.exemplar, clock)
         self._drift = DriftSide(config, self._events, self._state_dir, self.telling, clock)
         self._keeper = Keeper(
@@ -150,8 +152,9 @@ class Monitor:
         self._drift.start()
         self._keeper.open()
         self.alerts.start()
+        methods = {**self.alerts.methods(), **self._routing.methods()}
         self._server = MonitorServer(
-            self, reports=self._drift.deep, methods=self.alerts.methods(),
+            self, reports=self._drift.deep, methods=methods,
             admin_token=self._config.gateway.admin.read_token(),
         )  # fmt: skip
         bound = self._server.start(grpc_address)
@@ -185,6 +188,7 @@ class Monitor:
             rate=self._rate.rate,
             on_spans=self.telling.on_spans,
             on_logs=self.telling.on_logs,
+            routes=self._routing.workers,
         )
         self._listener.start()
         self._state = "running"

@@ -1,4 +1,4 @@
-"""Routes, as the monitor has them: the table, what workers say of it, and probes of their copies."""
+"""Routes, as the monitor has them: the table, what workers say of it, probes of their copies."""
 
 from __future__ import annotations
 
@@ -102,9 +102,7 @@ class RouteSide:
     def observed(self, model: str) -> dict[str, int]:
         """See ``Routes.observed``."""
         self._model(model)
-        return {
-            version: counts.answered for version, counts in self._workers.counts(model).items()
-        }
+        return {version: counts.answered for version, counts in self._workers.counts(model).items()}
 
     def shares(self, model: str) -> tuple[dict[str, float], bool]:
         """Version → share as it stands, for metrics; and whether it was ever changed."""
@@ -179,9 +177,7 @@ def _check(model: ModelConfig, shares: Mapping[str, float]) -> None:
         raise InvalidRequestError(message)
 
 
-def _conflict(
-    model: str, expected: int, revision: int, before: Route | None
-) -> RouteConflictError:
+def _conflict(model: str, expected: int, revision: int, before: Route | None) -> RouteConflictError:
     text = f"the route of {model!r} is at revision {revision} by now, not at {expected}"
     if before is not None:
         why = f"by {before.by}: {before.reason}" if before.reason else f"by {before.by}"
