@@ -30,12 +30,12 @@ from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchange import Exchange
 from sidecar.monitor.exchanges import Item
 from sidecar.monitor.flip_budgets import FlipBudgets
-from sidecar.monitor.http_side import HttpSide
 from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.judge import Judge
 from sidecar.monitor.keeper import Keeper
 from sidecar.monitor.labels import LateLabels
 from sidecar.monitor.ledger import Ledger, by_reason
+from sidecar.monitor.listeners import Listeners
 from sidecar.monitor.measured_evidence import MeasuredEvidence
 from sidecar.monitor.measures import Measures
 from sidecar.monitor.mirror import MirrorProcess, Stopped
@@ -43,8 +43,8 @@ from sidecar.monitor.mirror_spans import MirrorSpans, roles_of
 from sidecar.monitor.plan import ModelPlan, make_plan
 from sidecar.monitor.policies import Precisions
 from sidecar.monitor.rollback_side import RollbackSide
+from sidecar.monitor.routing_side import RoutingSide
 from sidecar.monitor.rows import EvidenceRow
-from sidecar.monitor.service import MonitorServer
 from sidecar.monitor.status import StatusBoard
 from sidecar.monitor.telling import Telling
 from sidecar.monitor.view import (
@@ -65,7 +65,6 @@ logger = logging.getLogger("sidecar.monitor")
 #: Asked to end, it finishes what runs for twice so long at most, and tells what waits for another
 #: ``telling.END_WITHIN_S``; ``main.py`` ends it after eight seconds, the supervisor after ten.
 _FINISH_S = 2.0
-_GRACE_S = 0.2
 
 
 class Monitor:
@@ -99,7 +98,8 @@ class Monitor:
         settings = config.monitor
         self._evidence = Evidence(f"unsaved-{os.getpid()}", clock)
         self._events = EventLog(clock)
-        self.measures = Measures(pages, config, serve_started_ns)
+        self._routing = RoutingSide(config, base_dir, self._evidence, clock)
+        self.measures = Measures(pages, config, serve_started_ns, self._routing.routes.shares)
         self.telling = Telling(telemetry(config), self.measures.exemplar, clock)
         self._drift = DriftSide(config, self._events, self._state_dir, self.telling, clock)
         self._labels = LateLabels(config.models, self._evidence, clock, self._drift.watch.labelled)
@@ -139,13 +139,18 @@ class Monitor:
             config, self._plans, self._evidence, self.measures, self.alerts.outbox,
             lambda: self._keeper.store, self._events, clock,
             memory=self._memory, budget=FlipBudgets(self._state_dir).budget,
+            routes=self._routing.routes,
             serve_started_ns=serve_started_ns,
         )  # fmt: skip
-        self.http = HttpSide(config, clock)
-        self.http.show(self.rollback.views)
+        methods = {
+            **self.alerts.methods(), **calls_labels.methods(self._labels),
+            **self.rollback.methods(), **self._routing.methods(),
+        }  # fmt: skip
+        self._listeners = Listeners(
+            config, self, self._drift.deep, methods, self._labels, self.rollback.views, clock
+        )
         self._looking = threading.Lock()
         self._listener: ExchangeListener | None = None
-        self._server: MonitorServer | None = None
         self._thread = threading.Thread(target=self._worker.run, name="worker", daemon=True)
 
     def _memory(self, variant: str) -> int:
@@ -170,21 +175,7 @@ class Monitor:
         self._drift.start()
         self._keeper.open()
         self.alerts.start()
-        token = self._config.gateway.admin.read_token()
-        self._server = MonitorServer(
-            self, reports=self._drift.deep,
-            methods={
-                **self.alerts.methods(), **calls_labels.methods(self._labels),
-                **self.rollback.methods(),
-            },
-            admin_token=token,
-        )  # fmt: skip
-        bound = {"grpc": self._server.start(grpc_address)}
-        if http_address is not None:
-            from sidecar.monitor import http_labels
-
-            self.http.routes += http_labels.routes(self._labels, token)
-            bound |= self.http.start(http_address)
+        bound = self._listeners.start(grpc_address, http_address)
         # In a thread of its own, so that a signal is heard while a large model loads; and the
         # worker's, since the child ends with the thread that started it.
         failed: list[Exception] = []
@@ -218,6 +209,7 @@ class Monitor:
             rate=self._rate.rate,
             on_spans=self.telling.on_spans,
             on_logs=self.telling.on_logs,
+            routes=self._routing.workers,
         )
         self._listener.start()
         self._state = "running"
@@ -276,9 +268,7 @@ class Monitor:
     def close(self) -> None:
         """Stop listening, finish what runs (bounded), write, close."""
         self._state = "stopping"
-        if self._server is not None:
-            self._server.set_serving(serving=False)
-        self.http.close()
+        self._listeners.refuse()
         if self._listener is not None:
             self._listener.close()
         self.rollback.close()
@@ -299,8 +289,7 @@ class Monitor:
         self.alerts.close()
         self._keeper.close()  # before what waits for others
         self.telling.close()
-        if self._server is not None:
-            self._server.stop(_GRACE_S)
+        self._listeners.stop()
         logger.info("the monitor has ended")
 
     @property
