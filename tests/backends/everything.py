@@ -22,6 +22,14 @@ VALUES: dict[str, tuple[str, ...]] = {
     "direction": ("in", "out"),
     "verdict": ("PASS", "FAIL", "INVALID"),
     "column": ("brightness", "contrast"),
+    "state": (
+        "insufficient",
+        "ok",
+        "suspect",
+        "regressed",
+        "rolled_back",
+        "blocked",
+    ),
     "signal": ("traces", "metrics", "logs"),
 }
 #: Instrument → its outcomes with their reasons.

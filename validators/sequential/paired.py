@@ -158,8 +158,8 @@ class StartMixture:
     def terms(self, evidence: Evidence) -> Floats:
         """log(w_k E^(k)) of each start, [starts]."""
         from_start_on = np.cumsum(self.counts[::-1], axis=0)[::-1]
-        weights = [-math.log(start) - math.log(start + 1) for start in self.starts]
-        return np.asarray(weights + evidence(from_start_on))
+        starts = np.asarray(self.starts, np.float64)
+        return np.asarray(evidence(from_start_on) - np.log(starts) - np.log1p(starts))
 
     def log_e(self, evidence: Evidence) -> float:
         """log Σ_k w_k E^(k); 0 when nothing was counted."""

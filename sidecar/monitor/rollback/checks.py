@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from operator import add
 
 from sidecar.config import ModelConfig
 from sidecar.config_rollback import HarmConfig, RollbackConfig
@@ -126,20 +127,22 @@ class _Reader:
 
     def __init__(self, pair: Pair, counts: Counts) -> None:
         self._pair = pair
-        self._counts = counts
+        self._by_metric: dict[str, list[tuple[Series, Blocks]]] = {}
+        for series, blocks in counts.items():
+            self._by_metric.setdefault(series[0], []).append((series, blocks))
 
     @property
     def pairs(self) -> int:
         """That both versions were run on."""
-        return round(sum(map(_total, self.summed(harms.ERROR).values())))
+        return round(sum(map(sum, self.pairs_of(harms.ERROR).values())))
 
-    def _of_metric(self, metric: str) -> dict[Series, Blocks]:
+    def _of_metric(self, metric: str) -> list[tuple[Series, Blocks]]:
         mine = self._pair.identity
-        return {
-            series: blocks
-            for series, blocks in self._counts.items()
-            if series[0] == metric and series[2].startswith(mine) and self._is_current(series)
-        }
+        return [
+            (series, blocks)
+            for series, blocks in self._by_metric.get(metric, ())
+            if series[2].startswith(mine) and self._is_current(series)
+        ]
 
     def _is_current(self, series: Series) -> bool:
         """Answers judged by limits that are no longer those configured are no evidence."""
@@ -150,69 +153,58 @@ class _Reader:
             return True
         return policy in {policies.hashes.get(output), f"{self._pair.identity}-"}
 
-    def summed(self, metric: str) -> Blocks:
-        """Over outputs and policies, of which there is usually one."""
+    def pairs_of(self, metric: str) -> Blocks:
+        """Block → [4], for each pair; over outputs and policies, of which there is usually one."""
+        found = self._of_metric(metric)
+        if len(found) == 1:
+            return found[0][1]
         total: Blocks = {}
-        for blocks in self._of_metric(metric).values():
-            for block, cells in blocks.items():
-                into = total.setdefault(block, {})
-                for name, count in cells.items():
-                    into[name] = into.get(name, 0.0) + count
+        for _, blocks in found:
+            for block, row in blocks.items():
+                into = total.get(block)
+                total[block] = row if into is None else list(map(add, into, row))
         return total
 
-    def pairs_of(self, metric: str) -> dict[int, list[float]]:
-        """Block → [4], for each pair."""
-        return {block: checks.ordered(cells) for block, cells in self.summed(metric).items()}
-
-    def signs_of(self, metric: str, length: int) -> dict[int, list[float]]:
+    def signs_of(self, metric: str, length: int) -> Blocks:
         """Block → [3], for each ``length`` pairs."""
-        found = self.summed(harms.by(metric, length))
-        return {block: checks.ordered(cells, SIGN_CELLS) for block, cells in found.items()}
+        return _signs(self.pairs_of(harms.by(metric, length)))
 
-    def outputs(self, metric: str) -> tuple[dict[str, Blocks4], dict[str, Blocks4] | None]:
+    def flips(self) -> tuple[dict[str, Blocks], dict[str, Blocks] | None]:
         """Output → its counts, pair by pair and by blocks; ``None``: those are not counted."""
-        signs = self._each(harms.by(metric, SIGN_LENGTH), SIGN_CELLS)
-        return self._each(metric, CELLS), signs or None
+        signs = {
+            f"{output}\0{policy}": _signs(blocks)
+            for (_, output, policy), blocks in self._of_metric(harms.by(harms.FLIP, SIGN_LENGTH))
+        }
+        pairs = {
+            f"{output}\0{policy}": blocks
+            for (_, output, policy), blocks in self._of_metric(harms.FLIP)
+        }
+        return pairs, signs or None
 
-    def _each(self, metric: str, names: tuple[str, ...]) -> dict[str, Blocks4]:
-        found: dict[str, Blocks4] = {}
-        for (_, output, policy), blocks in self._of_metric(metric).items():
-            of = {block: checks.ordered(cells, names) for block, cells in blocks.items()}
-            found[f"{output}\0{policy}"] = of
-        return found
-
-    def classes(self) -> tuple[dict[str, Blocks4], dict[str, Blocks4] | None]:
+    def classes(self) -> tuple[dict[str, Blocks], dict[str, Blocks] | None]:
         """Class → its counts, pair by pair and by blocks."""
-        pairs: dict[str, Blocks4] = {}
-        signs: dict[str, Blocks4] = {}
-        for (metric, output, policy), blocks in self._counts.items():
-            if not metric.startswith(harms.OUTPUT) or not policy.startswith(self._pair.identity):
-                continue
-            if not self._is_current((metric, output, policy)):
+        pairs: dict[str, Blocks] = {}
+        signs: dict[str, Blocks] = {}
+        for metric in self._by_metric:
+            if not metric.startswith(harms.OUTPUT):
                 continue
             name = metric.removeprefix(harms.OUTPUT)
             base, _, length = name.rpartition("/")
-            if length in _LENGTHS:
-                if _LENGTHS[length] == SIGN_LENGTH:
-                    signs[_class(output, base)] = {
-                        block: checks.ordered(cells, SIGN_CELLS) for block, cells in blocks.items()
-                    }
-            else:
-                pairs[_class(output, name)] = {
-                    block: checks.ordered(cells) for block, cells in blocks.items()
-                }
+            for (_, output, _), blocks in self._of_metric(metric):
+                if length not in _LENGTHS:
+                    pairs[_class(output, name)] = blocks
+                elif _LENGTHS[length] == SIGN_LENGTH:
+                    signs[_class(output, base)] = _signs(blocks)
         return pairs, signs or None
 
 
-Blocks4 = dict[int, list[float]]
+def _signs(blocks: Blocks) -> Blocks:
+    """In the order of ``SIGN_CELLS``: of blocks there is none in which both were the worse."""
+    return {block: row[1:] for block, row in blocks.items()}
 
 
 def _class(output: str, name: str) -> str:
     return f"{name} of {output}" if output else name
-
-
-def _total(cells: Cells) -> float:
-    return sum(cells.values())
 
 
 def _error(read: _Reader, harm: Harm, _: CalibrationView) -> Judged:
@@ -231,17 +223,15 @@ def _latency(read: _Reader, harm: Harm, calibrated: CalibrationView) -> Judged:
 
 
 def _judge_times(read: _Reader, harm: Harm, block: int) -> Judged:
+    length = block or max(harms.BLOCK_LENGTHS)
     cells = _stacked([read.pairs_of(metric) for metric in latency.METRICS], len(CELLS))
-    signs = {
-        length: _stacked(
-            [read.signs_of(metric, length) for metric in latency.METRICS], len(SIGN_CELLS)
-        )
-        for length in harms.BLOCK_LENGTHS
-    }
-    return checks.judge_latency(harm, cells, signs, block)
+    signs = _stacked(
+        [read.signs_of(metric, length) for metric in latency.METRICS], len(SIGN_CELLS)
+    )  # fmt: skip
+    return checks.judge_latency(harm, cells, {length: signs}, block)
 
 
-def _stacked(metrics: list[Blocks4], width: int) -> dict[int, list[list[float]]]:
+def _stacked(metrics: list[Blocks], width: int) -> dict[int, list[list[float]]]:
     """Of each metric block → counts; together block → counts of all metrics."""
     none = [0.0] * width
     numbers = sorted({block for blocks in metrics for block in blocks})
@@ -249,7 +239,7 @@ def _stacked(metrics: list[Blocks4], width: int) -> dict[int, list[list[float]]]
 
 
 def _flips(read: _Reader, harm: Harm, _: CalibrationView) -> Judged:
-    return checks.judge_flips(harm, *read.outputs(harms.FLIP))
+    return checks.judge_flips(harm, *read.flips())
 
 
 def _output(read: _Reader, harm: Harm, _: CalibrationView) -> Judged:

@@ -7,20 +7,22 @@ last look are read again.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sidecar.monitor.evidence import Cells, Evidence
+from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.rows import EvidenceKey
+from validators.sequential.paired import CELLS
 
 #: (model, candidate, baseline).
 Sides = tuple[str, str, str]
 #: (metric, output, policy).
 Series = tuple[str, str, str]
-#: Block → cells.
-Blocks = dict[int, Cells]
+#: Counts in the order of ``paired.CELLS``; a plain list, since most are never made an array.
+Row = list[float]
+#: Block → counts.
+Blocks = dict[int, Row]
 
 
 class Counted:
@@ -50,7 +52,8 @@ class Counted:
             if sides in wanted:
                 changed.add(sides)
                 series = self._of[sides].setdefault((key.metric, key.output, key.policy), {})
-                series[key.block] = self._evidence.cells(key)
+                cells = self._evidence.cells(key)
+                series[key.block] = [cells.get(name, 0.0) for name in CELLS]
         for sides in changed:
             self._revision[sides] += 1
 
@@ -75,7 +78,7 @@ class Reset:
         of: series → (number of the latest block, sums).
     """
 
-    of: dict[Series, tuple[int, Cells]] = field(default_factory=dict)
+    of: dict[Series, tuple[int, Row]] = field(default_factory=dict)
 
     @classmethod
     def at(cls, counted: Mapping[Series, Blocks]) -> Reset:
@@ -88,24 +91,24 @@ class Reset:
         if found is None:
             return blocks
         last, before = found
-        joined = _sum(cells for block, cells in blocks.items() if block <= last)
-        left = {name: max(n - before.get(name, 0.0), 0.0) for name, n in joined.items()}
-        after = {block - last: cells for block, cells in blocks.items() if block > last}
-        return {0: left, **after} if any(left.values()) else after
+        joined = _sum(row for block, row in blocks.items() if block <= last)
+        left = [max(n - gone, 0.0) for n, gone in zip(joined, before, strict=True)]
+        after = {block - last: row for block, row in blocks.items() if block > last}
+        return {0: left, **after} if any(left) else after
 
     def to_plain(self) -> list[list[Any]]:
         """As JSON values."""
-        return [[*series, last, cells] for series, (last, cells) in self.of.items()]
+        return [[*series, last, row] for series, (last, row) in self.of.items()]
 
     @classmethod
     def from_plain(cls, plain: Iterable[Any]) -> Reset:
         """The inverse of ``to_plain``."""
-        return cls({(m, o, p): (int(last), dict(cells)) for m, o, p, last, cells in plain})
+        return cls({(m, o, p): (int(last), list(map(float, row))) for m, o, p, last, row in plain})
 
 
-def _sum(many: Iterable[Cells]) -> Cells:
-    total: dict[str, float] = defaultdict(float)
-    for cells in many:
-        for name, count in cells.items():
-            total[name] += count
-    return dict(total)
+def _sum(rows: Iterable[Row]) -> Row:
+    total = [0.0] * len(CELLS)
+    for row in rows:
+        for at, count in enumerate(row):
+            total[at] += count
+    return total
