@@ -11,7 +11,6 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 from typing_extensions import override
@@ -39,10 +38,10 @@ from sidecar.monitor.label_intake import Label, LabelCounts, LabelSink
 from sidecar.monitor.label_waiting import Early, Waiting, WaitingRoom
 from sidecar.monitor.rows import EvidenceKey
 from sidecar.monitor.store import Store
-from sidecar.monitor.version_blocks import BlockBets, PairIndex
+from sidecar.monitor.version_blocks import BlockBets, PairIndex, add_cells
 from sidecar.monitor.versions import both_ran
 from sidecar.runtimes.base import Array
-from validators.sequential.paired import BLOCK, CELLS, split
+from validators.sequential.paired import BLOCK
 
 logger = logging.getLogger("sidecar.monitor.labels")
 
@@ -244,11 +243,9 @@ class LateLabels(LabelSink):
 
     def _count_pair(self, key: EvidenceKey, new: Array, previous: Array) -> None:
         blocks = self._index.take(key, len(new)) // BLOCK
-        for block in np.unique(blocks).tolist():
-            cells = split(new[blocks == block], previous[blocks == block])
-            named = dict(zip(CELLS, cells.tolist(), strict=True))
-            self._evidence.add(replace(key, block=block), named)
-        self._bets.add(key, new - previous, blocks, harms.BLOCK_LENGTHS[:1])
+        add_cells(self._evidence, [key], new[:, None], previous[:, None], blocks)
+        differences, of_rows = (new - previous).tolist(), blocks.tolist()
+        self._bets.add(key, differences, of_rows, harms.BLOCK_LENGTHS[:1])
 
     def _count_served(self, model: _Model, waiting: Waiting, right: list[bool]) -> None:
         key = EvidenceKey(model.name, waiting.served, "", waiting.output, harms.SERVED_ACCURACY)
