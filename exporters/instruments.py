@@ -231,7 +231,14 @@ ROLLBACK_PAIRS = Instrument(
 )  # fmt: skip
 ALERTS = Instrument(
     "model_sidecar.alerts", Kind.COUNTER, "{alert}",
-    "Alerts by outcome: sent, failed, or suppressed as a repetition.", ("channel", "outcome"),
+    "Alerts by outcome: sent (each state once), retried (an attempt failed, another will be made),"
+    " failed (given up), suppressed (a repetition, or over before it was told), refused (too many"
+    " waited).",
+    ("channel", "outcome"),
+)  # fmt: skip
+ALERTS_WAITING = Instrument(
+    "model_sidecar.alerts.waiting", Kind.GAUGE, "{alert}",
+    "Alerts that the channel has not taken yet.", ("channel",),
 )  # fmt: skip
 
 # --- telemetry itself -----------------------------------------------------------------------------
@@ -256,5 +263,6 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     ROUTE_VERSION, GATEWAY_DROPPED, MIRROR_EXCHANGES, MIRROR_QUEUE, COMPARISON_RESULTS,
     COMPARISON_SQNR, DISAGREEMENT_RATE, DISAGREEMENT_BOUND, DRIFT_SCORE, DRIFT_THRESHOLD,
     DRIFT_ALARM, DRIFT_ROWS, DRIFT_LAST_SUCCESS, ROLLBACK_EVIDENCE, ROLLBACK_THRESHOLD,
-    ROLLBACK_STATE, ROLLBACK_PAIRS, ALERTS, TELEMETRY_ITEMS, TELEMETRY_UP, TELEMETRY_QUEUE,
+    ROLLBACK_STATE, ROLLBACK_PAIRS, ALERTS, ALERTS_WAITING, TELEMETRY_ITEMS, TELEMETRY_UP,
+    TELEMETRY_QUEUE,
 )  # fmt: skip

@@ -106,7 +106,7 @@ class AlertsConfig(Settings):
     """Where alerts go. Each is kept until its channel has taken it."""
 
     channels: tuple[AlertChannel, ...] = Field(
-        (LogChannelConfig(kind="log"),), description="By `kind`; default: the log."
+        (LogChannelConfig(kind="log"),), max_length=32, description="By `kind`; default: the log."
     )
     first_retry_s: float = Field(1, gt=0, le=3600, description="Then twice as long, and so on.")
     last_retry_s: float = Field(300, gt=0, le=86400, description="The longest pause between two.")

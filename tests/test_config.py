@@ -324,6 +324,15 @@ def test_files_that_cannot_be_models_are_mistakes(tmp_path):
          "no serving variant has version '7'; there is: 2"),
         ([model(fallback={"after_ms": 5})], "models[0].fallback.after_ms",
          "is set, but no variant has the role fallback"),
+        ([model(variant(), variant("b", 3, ("candidate", "serving")))],
+         "models[0].variants[1].roles",
+         "it is a candidate, which answers nobody, and serving: leave one away"),
+        ([model(variant(), variant("b", roles=("candidate",)))], "models[0].variants[1].roles",
+         "version 2 serves already: a candidate is another version; for another form of this one "
+         "take the role mirror"),
+        ([model(variant(), variant("b", 3, ("candidate",)), variant("c", 3, ("candidate",)))],
+         "models[0].variants[2].roles", "another variant of version 3 is the candidate; one "
+         "is compared, and promoted"),
         ([model(variant(roles=("serving", "fallback")))], "models[0].variants[0].roles",
          "it is the only variant that serves; another one must be its fallback"),
         ([model(variant(), variant("b", roles=("fallback",)), variant("c", roles=("fallback",)))],

@@ -10,12 +10,14 @@ import typer
 
 from sidecar import __version__
 from sidecar.cli import (
+    alerts_commands,
     check_config,
     demo,
     drift_commands,
     gateway,
     infer,
     monitor,
+    route_commands,
     schema,
     serve,
     status,
@@ -202,3 +204,5 @@ def _demo(
 
 validate_commands.register(app)
 drift_commands.register(app)
+alerts_commands.register(app)
+route_commands.register(app)

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 import grpc
+from typing_extensions import override
 
 from sidecar.errors import SidecarError
+from sidecar.monitor.client_alerts import AlertCalls
+from sidecar.monitor.client_route import RouteCalls
 from sidecar.monitor.deep.view import DeepReport
 from sidecar.monitor.service import SERVICE
 from sidecar.monitor.view import MonitorStatus, VerdictEvent
@@ -33,7 +36,7 @@ class MonitorCallError(SidecarError):
         self.is_gone = code in {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}
 
 
-class MonitorClient:
+class MonitorClient(AlertCalls, RouteCalls):
     """One connection. A context manager; ``close`` ends a stream that another thread reads.
 
     Args:
@@ -155,6 +158,7 @@ class MonitorClient:
         except grpc.RpcError as error:
             raise self._failed(error) from None
 
+    @override
     def _failed(self, error: Any, timeout_s: float | None = None) -> MonitorCallError:
         code: str = error.code().name
         if code == "UNAVAILABLE":

@@ -23,6 +23,23 @@ _COMPANIONS_MAX = 3
 
 
 @dataclass(slots=True)
+class Twice:
+    """The previous version beside itself, on one exchange.
+
+    Attributes:
+        place: of the extra run, the first of the two, among the job's runs.
+        is_swapped: the extra run stands for the previous version and the other for the new one;
+            drawn, so that neither side is always the one that found its input cold.
+        answer: of the extra run.
+    """
+
+    pair: Pair
+    place: int
+    is_swapped: bool
+    answer: Answer | None = None
+
+
+@dataclass(slots=True)
 class Item:
     """One exchange on its way through.
 
@@ -32,7 +49,10 @@ class Item:
         served: the outputs that users got; ``None`` where they cannot be compared.
         wanted: the outputs that the request asked for; ``None``: all.
         job: what the child is given, and ``answers``: variant → what it gave.
-        noise: the pair whose baseline runs twice, and ``again``: its second answer.
+        noise: the pair whose baseline runs a second time in another batch, and ``again``: its
+            second answer.
+        twice: the pair of versions whose previous one runs twice, the place of its extra run among
+            the job's, and what came of that one.
         set_aside, culprit: as in ``Outcome``.
     """
 
@@ -46,6 +66,7 @@ class Item:
     answers: dict[str, Answer] = field(default_factory=dict)
     noise: Pair | None = None
     again: Answer | None = None
+    twice: Twice | None = None
     set_aside: str = ""
     culprit: str = ""
 
@@ -137,10 +158,26 @@ class Planner:
         for index, item in enumerate(items):
             variants = list(item.plan.runs)
             self._rng.shuffle(variants)
+            if item.plan.calibrated and self._rng.random() < item.plan.calibration_rate:
+                item.twice = self._run_twice(self._rng.choice(item.plan.calibrated), variants)
             item.job.runs = [Run(variant) for variant in variants]
             if item.plan.noise is not None and self._rng.random() < self._noise_rate:
                 others = alike[item.plan.variant, structure(item.inputs)]
                 self._add_noise(items, index, others)
+
+    def _run_twice(self, pair: Pair, variants: list[str]) -> Twice:
+        """Put the new version between two runs of the previous one, among the others anywhere.
+
+        A run straight after another one of the same copy finds everything warm. So the two are
+        never neighbours, and the second of them, which like the new version's comes after a run of
+        the other, is the one that is compared with the new version.
+        """
+        variants.remove(pair.baseline)
+        at = variants.index(pair.candidate)
+        variants.insert(self._rng.randint(at + 1, len(variants)), pair.baseline)
+        place = self._rng.randint(0, at)
+        variants.insert(place, pair.baseline)
+        return Twice(pair, place, self._rng.random() < 0.5)
 
     def _add_noise(self, items: Sequence[Item], index: int, alike: list[int]) -> None:
         item = items[index]

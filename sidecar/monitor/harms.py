@@ -8,14 +8,20 @@ pair's index // 1000 (``paired.BLOCK``). Cells are those of ``paired.CELLS``.
   label, harm = wrong, in order of the labels' arrival.
 - The same with ``by(metric, length)``: bets by blocks of ``length`` pairs, on the sign of n10 − n01
   within the block: ``n10`` counts blocks in which the new version was worse, ``n01`` the previous
-  one, ``n00`` neither.
-- ``flip``: ``n10`` rows that changed, ``n00`` rows that did not; per output and policy.
+  one, ``n00`` neither. ``error`` and latency by every length, the others by the first. A block in
+  progress is in memory only.
+- ``flip``: ``n10`` rows that changed, ``n00`` rows that did not, as shares of their request; per
+  output and policy. By blocks: ``n10`` sums min(1, what flipped in the block), ``n00`` the rest.
 - ``output``: how often each class (or quantile of a score) is answered; ``metric`` is
-  ``output:CLASS``; ``n10`` only the new version gives it, ``n01`` only the previous one.
+  ``output:CLASS``; ``n10`` only the new version gives it, ``n01`` only the previous one, as shares
+  of the request's rows; per output and policy. Classes are bounded: the rest is ``output:other``.
 - ``repeats``: cells ``{"dropped"}``: pairs left out as repeats of the same request.
 - ``CALIBRATION``: candidate = baseline = the previous version; ``slow`` and its kind as above, and
   under ``CALIBRATION`` the cells ``{"pairs", "block"}``: how many pairs it has seen, and the block
-  length that their autocorrelation asks for (0: longer than any of ``BLOCK_LENGTHS``).
+  length that their autocorrelation asks for (0: longer than any of ``BLOCK_LENGTHS``, or not known
+  yet). The policy is the pair's identity: a new version is calibrated anew.
+- ``served_accuracy``: of a variant by itself, what it served: candidate the variant, baseline
+  empty, cells ``{"k", "n"}``: rows that were right, rows that have a label.
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ from __future__ import annotations
 BLOCK_LENGTHS = (20, 100, 500)
 ERROR, FLIP, ACCURACY, REPEATS, CALIBRATION = "error", "flip", "accuracy", "repeats", "calibration"
 OUTPUT = "output:"
+SERVED_ACCURACY = "served_accuracy"
 
 
 def by(metric: str, length: int) -> str:

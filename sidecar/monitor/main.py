@@ -106,10 +106,10 @@ def run(config_path: Path) -> int:
     config = load(config_path)
     if not config.monitored:
         message = config.untold or (
-            "no variant is a reference, a mirror or a previous version, so there is nothing to "
-            "compare, no model is watched for drift, and nothing is to be told through "
-            "OpenTelemetry; give one such a role, set drift.enabled: true of a model, set "
-            "telemetry, or set monitor.enabled: true"
+            "no variant is a reference, a mirror, a previous version or a candidate, so there is "
+            "nothing to compare, no model is watched for drift or has route.shares, and nothing is "
+            "to be told through OpenTelemetry; give one such a role, set drift.enabled: true of a "
+            "model, set telemetry, or set monitor.enabled: true"
         )
         raise ConfigError(str(config_path), [Problem("monitor", message)])
     logs.configure(config.log)

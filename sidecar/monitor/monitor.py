@@ -19,6 +19,7 @@ from sidecar.clock import Clock
 from sidecar.config import SidecarConfig, telemetry
 from sidecar.gateway.pages import Page
 from sidecar.monitor import places
+from sidecar.monitor.alert_side import AlertSide
 from sidecar.monitor.budget import TICK_S, AdaptiveRate, Budget, own_cpu_s
 from sidecar.monitor.casebook import open_cases
 from sidecar.monitor.channel import ExchangeListener
@@ -39,6 +40,7 @@ from sidecar.monitor.mirror import MirrorProcess, Stopped
 from sidecar.monitor.mirror_spans import MirrorSpans, roles_of
 from sidecar.monitor.plan import ModelPlan, make_plan
 from sidecar.monitor.policies import Precisions
+from sidecar.monitor.routing_side import RoutingSide
 from sidecar.monitor.rows import EvidenceRow
 from sidecar.monitor.service import MonitorServer
 from sidecar.monitor.status import StatusBoard
@@ -95,12 +97,14 @@ class Monitor:
         settings = config.monitor
         self._evidence = Evidence(f"unsaved-{os.getpid()}", clock)
         self._events = EventLog(clock)
-        self.measures = Measures(pages, config, serve_started_ns)
+        self._routing = RoutingSide(config, base_dir, self._evidence, clock)
+        self.measures = Measures(pages, config, serve_started_ns, self._routing.routes.shares)
         self.telling = Telling(telemetry(config), self.measures.exemplar, clock)
         self._drift = DriftSide(config, self._events, self._state_dir, self.telling, clock)
         self._keeper = Keeper(
             self._state_dir, self._evidence, self._events, clock, self._drift.watch
         )
+        self.alerts = AlertSide(config.alerts, lambda: self._keeper.store, clock)
         self._ingest = Ingest(queue_bytes=settings.channel.queue_bytes, clock=clock)
         self._rate = AdaptiveRate(settings.mirror.sample_rate)
         trees, refused, keep = copies_to_load(config)
@@ -149,7 +153,12 @@ class Monitor:
         """
         self._drift.start()
         self._keeper.open()
-        self._server = MonitorServer(self, reports=self._drift.deep)
+        self.alerts.start()
+        methods = {**self.alerts.methods(), **self._routing.methods()}
+        self._server = MonitorServer(
+            self, reports=self._drift.deep, methods=methods,
+            admin_token=self._config.gateway.admin.read_token(),
+        )  # fmt: skip
         bound = {"grpc": self._server.start(grpc_address), **self.http.start(http_address)}
         # In a thread of its own, so that a signal is heard while a large model loads; and the
         # worker's, since the child ends with the thread that started it.
@@ -161,7 +170,12 @@ class Monitor:
         self._thread.start()
         # Meanwhile: what has been counted is told before the copies are there.
         self.telling.start(
-            [self.measures.points, self.measured_evidence.points, self._drift.points]
+            [
+                self.measures.points,
+                self.measured_evidence.points,
+                self._drift.points,
+                self.alerts.points,
+            ]
         )
         while not loaded.wait(0.1):
             if self.stop_requested.is_set():
@@ -176,6 +190,7 @@ class Monitor:
             rate=self._rate.rate,
             on_spans=self.telling.on_spans,
             on_logs=self.telling.on_logs,
+            routes=self._routing.workers,
         )
         self._listener.start()
         self._state = "running"
@@ -251,6 +266,7 @@ class Monitor:
             self._judge.look()
         self._counts()
         self._drift.close()
+        self.alerts.close()
         self._keeper.close()  # before what waits for others
         self.telling.close()
         if self._server is not None:

@@ -4,22 +4,27 @@ The truth for a candidate is the reference of its own version; without one, for 
 that was served. Candidates are the variant that served, judged by its served
 answer (not by running it again: what users got is what counts), and every mirror of its version.
 A new version and the previous one are another kind of pair: both are run again here, because a
-served call meets load and deadlines that a mirror does not.
+served call meets load and deadlines that a mirror does not. So is a candidate, which answers nobody
+yet, and the newest version that serves.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from sidecar.config import ModelConfig, VariantConfig
 from sidecar.monitor.mirror_protocol import CopyInfo
 from sidecar.monitor.policies import PairPolicies, Precisions, pair_precision
 from sidecar.runtimes.artifacts import fingerprint
-from sidecar.runtimes.base import Signature
+from sidecar.runtimes.base import Signature, TensorSpec
 
-_WATCHED = frozenset({"reference", "mirror", "previous"})
+_WATCHED = frozenset({"reference", "mirror", "previous", "candidate"})
+#: A candidate answers once it is promoted, a previous version after a switch back to it; both may
+#: happen while this runs.
+_ANSWERING = frozenset({"serving", "fallback", "candidate", "previous"})
 
 
 @dataclass(slots=True)
@@ -28,7 +33,7 @@ class Pair:
 
     Attributes:
         purpose: ``certificate`` (a side that served is judged by its served answer) or ``versions``
-            (both are run here; the candidate is the new version).
+            (both are run here; the candidate is the new version, the baseline the one before).
         blocked: why it cannot be compared, empty otherwise.
         identity: changes with either artifact: what a file replaced since did is no evidence.
         policies: ``None`` while blocked.
@@ -54,6 +59,8 @@ class ServedPlan:
         pairs: to compare; those that are blocked too.
         runs: variant keys to execute, each once.
         noise: the variant to run a second time in another batch, and the pair it belongs to.
+        calibrated: pairs of versions whose previous one runs twice, on the share
+            ``calibration_rate`` of exchanges.
     """
 
     variant: str
@@ -61,6 +68,8 @@ class ServedPlan:
     pairs: list[Pair]
     runs: list[str]
     noise: Pair | None = None
+    calibrated: list[Pair] = field(default_factory=list)
+    calibration_rate: float = 0.0
 
 
 @dataclass(slots=True)
@@ -93,7 +102,7 @@ def wanted_copies(model: ModelConfig) -> dict[str, bool]:
     return {
         variant.key: bool(_WATCHED & set(variant.roles))
         or "reference" not in roles
-        or ("previous" in roles and variant.key == newest)
+        or (bool(roles & {"previous", "candidate"}) and variant.key == newest)
         for variant in model.variants
     }
 
@@ -128,9 +137,7 @@ class _Planner:
 
     def plan(self) -> ModelPlan:
         answering = [
-            key
-            for key, variant in self._variants.items()
-            if {"serving", "fallback"} & set(variant.roles)
+            key for key, variant in self._variants.items() if _ANSWERING & set(variant.roles)
         ]
         newest = self._with("serving")[-1]
         plan = ModelPlan(self._model, self._truth(newest)[0])
@@ -166,6 +173,19 @@ class _Planner:
             if info is not None:
                 self._messages.append(f"what {served} answers cannot be read")
             return None
+        pairs: list[Pair] = []
+        if {"serving", "fallback"} & set(self._variants[served].roles):
+            pairs += self._certificates(served, newest)
+        pairs += self._versions(served, newest)
+        plan = ServedPlan(served, info.signature, pairs, _runs(pairs, served))
+        plan.noise = next((p for p in pairs if p.purpose == "certificate" and not p.blocked), None)
+        rollback = self._model.rollback
+        if rollback.enabled is not False:
+            plan.calibrated = [p for p in pairs if p.purpose == "versions" and not p.blocked]
+            plan.calibration_rate = rollback.calibration.rate
+        return plan
+
+    def _certificates(self, served: str, newest: str) -> list[Pair]:
         truth, said = self._truth(served)
         if said and said not in self._messages:
             self._messages.append(said)
@@ -179,12 +199,19 @@ class _Planner:
             baseline = baseline or served
             if mirror not in {baseline, served}:
                 pairs.append(self._pair(mirror, baseline, "certificate"))
-        previous = self._with("previous")
-        if previous and newest in self._copies and served in {newest, previous[0]}:
-            pairs.append(self._pair(newest, previous[0], "versions"))
-        plan = ServedPlan(served, info.signature, pairs, _runs(pairs, served))
-        plan.noise = next((p for p in pairs if p.purpose == "certificate" and not p.blocked), None)
-        return plan
+        return pairs
+
+    def _versions(self, served: str, newest: str) -> list[Pair]:
+        """Pairs of versions that the inputs of this exchange are run on.
+
+        Whoever answered: both sides are run here. So after a switch to the previous version, or the
+        promotion of a candidate, evidence goes on to come.
+        """
+        previous, candidates = self._with("previous")[:1], self._with("candidate")
+        if newest not in self._copies or served not in {newest, *previous, *candidates}:
+            return []
+        sides = [(newest, old) for old in previous] + [(new, newest) for new in candidates]
+        return [self._pair(new, old, "versions") for new, old in sides]
 
     def _mirrors_beside(self, served: str, newest: str) -> list[str]:
         """Mirrors of the version that served; beside the newest also those of versions that nobody
@@ -197,6 +224,17 @@ class _Planner:
             if self._variants[key].version == own
             or (served == newest and self._variants[key].version not in serving)
         ]
+
+    def _classes_differ(self, candidate: str, baseline: str) -> str:
+        """Where both say what their classes are called, and not the same: in words."""
+        new, old = (self._variants[key].classes for key in (candidate, baseline))
+        for output in new.keys() & old.keys():
+            if new[output] != old[output]:
+                pairs = enumerate(zip_longest(old[output], new[output], fillvalue="nothing"))
+                at, (was, now) = next((i, both) for i, both in pairs if both[0] != both[1])
+                where = f"class {at} of output {output!r}"
+                return f"{where} is {now} for {candidate}, {was} for {baseline}"
+        return ""
 
     def _pair(self, candidate: str, baseline: str, purpose: str) -> Pair:
         key = (candidate, baseline, purpose)
@@ -211,7 +249,10 @@ class _Planner:
                 pair.blocked += f": {info.error}" if info is not None else ""
                 return pair
         signatures = [info.signature for info in infos if info and info.signature]
-        pair.blocked = _inputs_differ(candidate, baseline, signatures[0], signatures[1])
+        pair.blocked = _differ("input", candidate, baseline, *(s.inputs for s in signatures))
+        if not pair.blocked and purpose == "versions":
+            pair.blocked = _differ("output", candidate, baseline, *(s.outputs for s in signatures))
+            pair.blocked = pair.blocked or self._classes_differ(candidate, baseline)
         pair.batched = all(signature.max_batch_size > 0 for signature in signatures)
         if not pair.blocked:
             variants = self._variants[candidate], self._variants[baseline]
@@ -245,23 +286,25 @@ def _identity(*variants: VariantConfig) -> str:
     return digest.hexdigest()[:6]
 
 
-def _inputs_differ(one: str, other: str, first: Signature, second: Signature) -> str:
-    """Why two variants cannot be given the same inputs; empty when they can."""
-    left = {spec.name: spec for spec in first.inputs}
-    right = {spec.name: spec for spec in second.inputs}
+def _differ(
+    kind: str, one: str, other: str, first: Sequence[TensorSpec], second: Sequence[TensorSpec]
+) -> str:
+    """Why two variants cannot have the same tensors, ``input`` or ``output``; empty: they can."""
+    left = {spec.name: spec for spec in first}
+    right = {spec.name: spec for spec in second}
     for name in dict.fromkeys((*left, *right)):
         if name not in left or name not in right:
             lacking = one if name not in left else other
             optional = (left.get(name) or right[name]).optional
             if not optional:
-                return f"{lacking} has no input {name!r}"
+                return f"{lacking} has no {kind} {name!r}"
             continue
         if left[name].datatype != right[name].datatype:
             types = f"{left[name].datatype} for {one}, {right[name].datatype} for {other}"
-            return f"input {name!r} is {types}"
+            return f"{kind} {name!r} is {types}"
         shapes = left[name].shape, right[name].shape
         fixed = [(a, b) for a, b in zip(*shapes, strict=False) if a >= 0 and b >= 0]
         if len(shapes[0]) != len(shapes[1]) or any(a != b for a, b in fixed):
             told = f"{list(shapes[0])} for {one}, {list(shapes[1])} for {other}"
-            return f"input {name!r} has the shape {told}"
+            return f"{kind} {name!r} has the shape {told}"
     return ""

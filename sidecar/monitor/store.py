@@ -17,11 +17,11 @@ import socket
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from sidecar import __version__
 from sidecar.clock import Clock
@@ -60,6 +60,7 @@ from sidecar.monitor.drift_store import DriftTables
 __all__ = ["CertificateRow", "EvidenceKey", "EvidenceRow", "SketchRow", "Store", "StoreError"]
 
 logger = logging.getLogger(__name__)
+_Part = TypeVar("_Part")
 
 #: Events that are kept.
 EVENTS_KEPT = 10_000
@@ -306,9 +307,7 @@ class Store:
         if math.isnan(best_log_e):
             message = f"log e of {candidate} {output!r} is not a number"
             raise ValueError(message)
-        row = CertificateRow(
-            model, candidate, baseline, output, policy, best_log_e, certified_ns
-        )  # fmt: skip
+        row = CertificateRow(model, candidate, baseline, output, policy, best_log_e, certified_ns)
         with self._writing() as connection:
             changes = tables.never_lower(connection.dialect)
             tables.upsert(connection, tables.CERTIFICATES, [asdict(row)], changes)
@@ -374,6 +373,10 @@ class Store:
     def drift(self) -> DriftTables:
         """What is kept of drift."""
         return DriftTables(self.incarnation, self._clock, self._writing, self._read)
+
+    def part(self, made: Callable[[Any, Any], _Part]) -> _Part:
+        """Another module's part of the store, made of how one writes and how one reads."""
+        return made(self._writing, self._read)
 
     # --- the store itself -------------------------------------------------------------------------
 

@@ -1,32 +1,36 @@
-"""The new version beside the previous one: errors, latency, flips, counted as cells of pairs.
+"""The new version beside the previous one: errors, latency, flips, outputs, as cells of pairs.
 
 Both were run by the mirror child, in an order drawn at random; times are of model computation. The
 cells are those of ``validators/sequential/paired.py``: n11 both harmed, n10 only the new version,
-n01 only the previous one, n00 neither; by blocks of a thousand pairs, in order of arrival.
+n01 only the previous one, n00 neither; by blocks of a thousand pairs, in order of arrival. Under
+which names is said in ``harms.py``.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from sidecar.monitor import harms
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchanges import Item
-from sidecar.monitor.mirror_protocol import ERRORS, Answer
 from sidecar.monitor.plan import ModelPlan, Pair
 from sidecar.monitor.record import Recorder
 from sidecar.monitor.rows import EvidenceKey
+from sidecar.monitor.version_blocks import BlockBets, PairIndex
+from sidecar.monitor.version_latency import NEW_MS, PREVIOUS_MS, Latency
+from sidecar.monitor.version_outputs import OutputClasses
+from sidecar.monitor.version_repeats import Repeats
 from sidecar.runtimes.base import Array
-from validators.sequential import latency
 from validators.sequential.paired import BLOCK, CELLS, split
-from validators.sketches import LogHistogram
+
+__all__ = ["NEW_MS", "PREVIOUS_MS", "WARM_UP_PAIRS", "VersionPairs", "both_ran"]
 
 #: A copy that was just loaded is slow, and not by its own fault.
 WARM_UP_PAIRS = 20
-#: The sides' times, as sketches of milliseconds.
-NEW_MS, PREVIOUS_MS = "new_ms", "previous_ms"
+#: Pairs of the blocks that everything but latency is bet on by.
+_SHORT = harms.BLOCK_LENGTHS[0]
 
 
 class VersionPairs:
@@ -42,16 +46,16 @@ class VersionPairs:
         self._evidence = evidence
         self._recorder = recorder
         self._plans = plans
-        self._history = latency.History()
-        self._index: dict[tuple[str, str], int] = {}
+        self._bets = BlockBets(evidence)
+        self._index = PairIndex(evidence)
+        self._repeats = Repeats()
+        self._latency = Latency(evidence, self._bets)
+        self._outputs = OutputClasses(evidence, self._bets)
         self._warm: dict[tuple[str, str], tuple[int, int]] = {}
 
     def has_counted(self, item: Item) -> bool:
         """Whether ``count`` takes this item for some pair."""
-        return any(
-            pair.purpose == "versions" and not pair.blocked and _both(item, pair)
-            for pair in item.plan.pairs
-        )
+        return any(both_ran(item, pair) for pair in item.plan.pairs)
 
     def count(self, items: Sequence[Item], child: int) -> None:
         """Count what these items say about every pair of versions.
@@ -62,24 +66,41 @@ class VersionPairs:
         batches: dict[int, tuple[Pair, list[Item]]] = {}
         for item in items:
             for pair in item.plan.pairs:
-                if pair.purpose == "versions" and not pair.blocked and _both(item, pair):
+                if both_ran(item, pair):
                     batches.setdefault(id(pair), (pair, []))[1].append(item)
         for pair, members in batches.values():
-            self._count_pair(pair, members, child)
+            self._count_pair(pair, self._without_repeats(pair, members), child)
+
+    def _without_repeats(self, pair: Pair, items: list[Item]) -> list[Item]:
+        sides = pair.candidate, pair.baseline
+        fresh = [i for i in items if not self._repeats.is_repeat(sides, i.exchange.request_id)]
+        if dropped := len(items) - len(fresh):
+            self._evidence.add(self._key(pair, harms.REPEATS, 0), {"dropped": dropped})
+        return fresh
 
     def _count_pair(self, pair: Pair, items: list[Item], child: int) -> None:
+        if not items:
+            return
         new = [item.answers[pair.candidate] for item in items]
         previous = [item.answers[pair.baseline] for item in items]
-        blocks = self._next_blocks(pair, len(items))
+        error = self._key(pair, harms.ERROR, 0)
+        numbers = self._index.take(error, len(items))
+        blocks = numbers // BLOCK
         failed = np.array([[a.failure != "" for a in new], [a.failure != "" for a in previous]])
+        harmed = failed.astype(np.float64)
         for block in np.unique(blocks).tolist():
-            harmed = failed[:, blocks == block].astype(np.float64)
-            self._add(self._key(pair, "error", block), split(harmed[0], harmed[1]))
+            chosen = harmed[:, blocks == block]
+            self._add(self._key(pair, harms.ERROR, block), split(chosen[0], chosen[1]))
+        self._bets.add(error, harmed[0] - harmed[1], blocks)
         warm = self._warm_from(pair, child, len(items))
-        self._count_latency(pair, items[warm:], blocks[warm:])
+        config = self._plans[pair.model].config
+        self._latency.count(
+            pair, items[warm:], numbers[warm:], margin=config.validation.latency_margin,
+            calibration=config.rollback.calibration.pairs,
+        )  # fmt: skip
         answered: Array = ~np.any(failed, axis=0)
-        chosen = [item for item, both in zip(items, answered.tolist(), strict=True) if both]
-        self._count_flips(pair, chosen, blocks[answered])
+        both = [item for item, ok in zip(items, answered.tolist(), strict=True) if ok]
+        self._count_answers(pair, both, blocks[answered])
 
     def _add(self, key: EvidenceKey, cells: Array) -> None:
         self._evidence.add(key, dict(zip(CELLS, cells.tolist(), strict=True)))
@@ -90,20 +111,6 @@ class VersionPairs:
         sides = (pair.model, pair.candidate, pair.baseline)
         return EvidenceKey(*sides, output, metric, policy or pair.identity, block)
 
-    def _next_blocks(self, pair: Pair, count: int) -> Array:
-        """The blocks of the next so many pairs, int64 [count]."""
-        sides = (pair.candidate, pair.baseline)
-        if sides not in self._index:  # earlier lives' pairs come first
-            self._index[sides] = sum(
-                int(sum(self._evidence.cells(key).values()))
-                for key in self._evidence.all_keys()
-                if (key.model, key.candidate, key.baseline) == (pair.model, *sides)
-                and (key.metric, key.policy) == ("error", pair.identity)
-            )
-        start = self._index[sides]
-        self._index[sides] = start + count
-        return np.arange(start, start + count, dtype=np.int64) // BLOCK
-
     def _warm_from(self, pair: Pair, child: int, count: int) -> int:
         """How many of the next ``count`` pairs still belong to the warm-up."""
         sides = (pair.candidate, pair.baseline)
@@ -112,32 +119,8 @@ class VersionPairs:
         self._warm[sides] = (child, seen + count)
         return min(max(WARM_UP_PAIRS - seen, 0), count)
 
-    def _count_latency(self, pair: Pair, items: list[Item], blocks: Array) -> None:
-        groups: dict[tuple[int, int], list[tuple[float, float]]] = {}
-        for item, block in zip(items, blocks.tolist(), strict=True):
-            new, previous = item.answers[pair.candidate], item.answers[pair.baseline]
-            if ERRORS & {new.failure, previous.failure}:
-                continue  # an error may be quick; it is counted as what it is
-            times = (_milliseconds(new), _milliseconds(previous))
-            groups.setdefault((block, item.rows), []).append(times)
-        margin = self._plans[pair.model].config.validation.latency_margin
-        sketches = LogHistogram(), LogHistogram()
-        for (block, rows), pairs in groups.items():
-            new_ms, previous_ms = np.array(pairs, np.float64).T
-            # Of one batch all pairs are judged by the thresholds from before it.
-            key = (pair.candidate, pair.baseline, rows)
-            bounds = self._history.thresholds(key)
-            cells = latency.cells(new_ms, previous_ms, margin, bounds)
-            for metric, row in zip(latency.METRICS, cells, strict=True):
-                self._add(self._key(pair, metric, block), row)
-            for time in previous_ms.tolist():
-                self._history.add(key, time)
-            for sketch, times_ms in zip(sketches, (new_ms, previous_ms), strict=True):
-                sketch.add(times_ms[np.isfinite(times_ms)])
-        for side, sketch in zip((NEW_MS, PREVIOUS_MS), sketches, strict=True):
-            self._evidence.add_sketch(self._key(pair, side, 0), sketch)
-
-    def _count_flips(self, pair: Pair, items: list[Item], blocks: Array) -> None:
+    def _count_answers(self, pair: Pair, items: list[Item], blocks: Array) -> None:
+        """Which answers changed, and how often each is given."""
         if not items:
             return
         truths = [dict(item.answers[pair.baseline].outputs or {}) for item in items]
@@ -146,19 +129,28 @@ class VersionPairs:
         assert pair.policies is not None
         for name, output in result.outputs.items():
             policy = pair.policies.hashes.get(name, f"{pair.identity}-")
+            flip = self._key(pair, harms.FLIP, 0, name, policy)
             for block in np.unique(blocks).tolist():
                 chosen = output.compared & (blocks == block)
                 flipped = output.x[chosen]
                 # Between two answers neither is the wrong one: what differs counts as the new's.
                 cells = split(flipped, np.zeros_like(flipped))
-                self._add(self._key(pair, "flip", block, name, policy), cells)
+                self._add(self._key(pair, harms.FLIP, block, name, policy), cells)
+            compared = output.compared
+            self._bets.add_capped(flip, output.x[compared], blocks[compared], _SHORT)
+            sound = compared & ~output.structural
+            answers = [
+                (candidates[at][name], truths[at][name]) for at in np.flatnonzero(sound).tolist()
+            ]
+            self._outputs.count(
+                self._key(pair, "", 0, name, policy), answers, output.kind, blocks[sound],
+                batched=pair.batched,
+            )  # fmt: skip
 
 
-def _both(item: Item, pair: Pair) -> bool:
-    """Both versions were run, whatever came of it."""
+def both_ran(item: Item, pair: Pair) -> bool:
+    """Whether this is a pair of versions that both were run on the item, whatever came of it."""
+    if pair.purpose != "versions" or pair.blocked:
+        return False
     answers = (item.answers.get(pair.candidate), item.answers.get(pair.baseline))
     return all(answer is not None and answer.failure != "absent" for answer in answers)
-
-
-def _milliseconds(answer: Answer) -> float:
-    return math.inf if answer.failure == "timeout" else answer.compute_ns / 1e6

@@ -192,7 +192,12 @@ class Worker:
         answers = outcome.answers
         if item.noise is not None and answers:
             *answers, item.again = answers
-        for run, answer in zip(item.job.runs, answers, strict=False):
+        runs = list(item.job.runs)
+        if item.twice is not None and answers:
+            answers = list(answers)
+            item.twice.answer = answers.pop(item.twice.place)
+            runs.pop(item.twice.place)
+        for run, answer in zip(runs, answers, strict=False):
             item.answers[run.variant] = answer
         for run, answer in zip(item.job.runs, outcome.answers, strict=False):
             if answer.compute_ns:

@@ -39,7 +39,9 @@ OUTCOMES: dict[Instrument, tuple[tuple[str, str], ...]] = {
         ("set_aside", "crash"),
         ("not_mirrored", "shared_memory"),
     ),
-    known.ALERTS: (("sent", ""), ("failed", ""), ("suppressed", "")),
+    known.ALERTS: tuple(
+        (outcome, "") for outcome in ("sent", "retried", "failed", "suppressed", "refused")
+    ),
     known.TELEMETRY_ITEMS: (("exported", ""), ("dropped", "queue_full")),
 }
 

@@ -29,6 +29,7 @@ NOT_SHOWN = {
     known.ROLLBACK_THRESHOLD: "likewise",
     known.ROLLBACK_STATE: "likewise",
     known.ROLLBACK_PAIRS: "likewise",
+    known.ALERTS_WAITING: "likewise",
 }
 #: Grafana's variables, as they would be filled.
 FILLED = {

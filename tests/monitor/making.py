@@ -112,6 +112,7 @@ def item(
     *,
     wanted: frozenset[str] | None = None,
     rows: int | None = None,
+    request_id: str = "",
 ) -> Item:
     """An exchange that ``variant`` answered, and what the child gave for other variants.
 
@@ -123,8 +124,8 @@ def item(
     count = len(next(iter(some.values()))) if rows is None else rows
     inputs = {"x": np.zeros((count, 4), np.float32)}
     made = Item(
-        exchange(variant=variant), served.served[variant], inputs, count, answer, wanted,
-        Job(inputs, []),
+        exchange(request_id, variant=variant), served.served[variant], inputs, count, answer,
+        wanted, Job(inputs, []),
     )  # fmt: skip
     for key, given in answers.items():
         made.answers[key] = given if isinstance(given, Answer) else Answer(given, compute_ns=10**6)

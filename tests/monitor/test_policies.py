@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -143,9 +144,49 @@ def test_a_version_that_nobody_serves_yet_is_mirrored_beside_the_newest():
 def test_new_and_previous_are_both_run():
     config = making.model(("1", "a", ["previous"]), ("2", "b", ["serving"]))
     plan = making.plan(config)
-    assert pairs(plan) == {"m:2/b": [("m:2/b", "m:1/a", "versions")]}
+    # After a switch the previous version answers: the same pair, on the requests that it gets.
+    assert pairs(plan) == {key: [("m:2/b", "m:1/a", "versions")] for key in ("m:2/b", "m:1/a")}
     assert plan.served["m:2/b"].runs == ["m:2/b", "m:1/a"]
     assert plan.served["m:2/b"].noise is None
+
+
+def test_a_candidate_is_run_beside_the_newest_version_and_serves_nobody():
+    config = making.model(
+        ("1", "old", ["previous"]), ("2", "a", ["serving"]), ("3", "c", ["candidate"])
+    )
+    plan = making.plan(config)
+    both = [("m:2/a", "m:1/old", "versions"), ("m:3/c", "m:2/a", "versions")]
+    assert pairs(plan) == {"m:2/a": both, "m:3/c": both, "m:1/old": both}
+    assert sorted(plan.served["m:2/a"].runs) == ["m:1/old", "m:2/a", "m:3/c"]
+    assert len({id(pair) for of in plan.served.values() for pair in of.pairs}) == 2
+
+
+def test_versions_with_other_outputs_or_classes_are_not_compared():
+    roles = ("1", "a", ["previous"]), ("2", "b", ["serving"])
+
+    def blocked(new, *, classes=({}, {})):
+        config = making.model(*roles)
+        named = [
+            variant.model_copy(update={"classes": {"y": of} if of else {}})
+            for variant, of in zip(config.variants, classes, strict=True)
+        ]
+        config = config.model_copy(update={"variants": tuple(named)})
+        return making.plan(config, b=new).pairs[0].blocked
+
+    assert blocked(making.signature(("y", "z"))) == "m:1/a has no output 'z'"
+    assert blocked(making.signature(("z",))) == "m:1/a has no output 'z'"
+    five = making.signature().outputs[0]
+    five = TensorSpec(five.name, "FP32", (-1, 5))
+    wider = replace(making.signature(), outputs=(five,))
+    told = "output 'y' has the shape [-1, 5] for m:2/b, [-1, 4] for m:1/a"
+    assert blocked(wider) == told
+    same = making.signature()
+    assert blocked(same, classes=(("cat", "dog"), ("cat", "dog"))) == ""
+    assert blocked(same, classes=(("cat", "dog"), ())) == ""  # one that says nothing
+    told = "class 0 of output 'y' is dog for m:2/b, cat for m:1/a"
+    assert blocked(same, classes=(("cat", "dog"), ("dog", "cat"))) == told
+    told = "class 2 of output 'y' is eel for m:2/b, nothing for m:1/a"
+    assert blocked(same, classes=(("cat", "dog"), ("cat", "dog", "eel"))) == told
 
 
 @pytest.mark.parametrize(
@@ -155,6 +196,8 @@ def test_new_and_previous_are_both_run():
         (["serving", "reference"], ["b"]),
         (["serving", "mirror"], ["a", "b"]),
         (["serving", "previous"], ["a", "b"]),
+        (["serving", "candidate"], ["a", "b"]),
+        (["serving", "reference", "candidate"], ["a", "b", "c"]),
         (["fallback", "serving", "reference", "previous"], ["b", "c", "d"]),
         (["serving", "serving", "reference", "previous"], ["b", "c", "d"]),
     ],

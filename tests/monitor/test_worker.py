@@ -154,3 +154,51 @@ def test_it_ends_when_the_mirror_is_closed(bench):
     bench.thread.start()
     bench.thread.join(60)
     assert not bench.thread.is_alive()
+
+
+def test_the_extra_run_of_the_previous_version_is_nobody_elses_answer():
+    clock = SystemClock()
+    evidence, ingest, mirror = (
+        Evidence("now", clock), Ingest(queue_bytes=2**30, clock=clock), Mirror(),
+    )  # fmt: skip
+    numbered = iter(range(10**6))
+
+    def submit(jobs):
+        # Each run takes another time, so that it can be told which was taken for which.
+        return [
+            Outcome([
+                Answer({"y": job.inputs["x"]}, compute_ns=10**6 * (1 + next(numbered) % 3))
+                for _ in job.runs
+            ])
+            for job in jobs
+        ]  # fmt: skip
+
+    mirror.submit = submit
+    plan = making.plan(
+        making.model(
+            ("1", "old", ["previous"]), ("2", "new", ["serving"]), validation=LOOSE,
+            rollback={"calibration": {"rate": 1.0}},
+        )
+    )  # fmt: skip
+    worker = Worker(
+        ingest, mirror, evidence, {"m": plan}, Casebook(None), Budget(lambda: 0.0, 1.0, clock),
+        noise_rate=0, flush_s=60, clock=clock, on_crash=lambda item: None, rng=random.Random(1),
+    )  # fmt: skip
+    x = np.zeros((1, 4), np.float32)
+    batch = [
+        making.exchange(f"r{n}", request=making.request(x), response=making.response(y=x))
+        for n in range(60)
+    ]
+    worker.process(batch)
+    found = {
+        (key.candidate, key.metric): evidence.cells(key)
+        for key in evidence.all_keys()
+        if key.metric in {"slow", "calibration", "error"}
+    }
+    # 1, 2, 3 ms: previous, new, previous; the new one is quicker than the run after it.
+    assert found["m:2/new", "slow"] == {"n11": 0, "n10": 0, "n01": 40, "n00": 0}
+    assert found["m:1/old", "calibration"]["pairs"] == 40
+    beside_itself = found["m:1/old", "slow"]
+    assert beside_itself["n10"] + beside_itself["n01"] == 40
+    assert 5 < beside_itself["n10"] < 35
+    assert found["m:2/new", "error"]["n00"] == worker.compared == 60

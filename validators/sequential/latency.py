@@ -48,17 +48,28 @@ def cells(
     [n, 4], in the order of ``QUANTILES``, known before the pairs; NaN places no bet. A timeout is
     an infinite time. ValueError for NaN, for times under 0 and for a negative margin.
     """
+    new_harmed, previous_harmed = harms(new, previous, margin, thresholds)
+    return _tally(new_harmed, previous_harmed)
+
+
+def harms(
+    new: npt.ArrayLike, previous: npt.ArrayLike, margin: float, thresholds: npt.ArrayLike
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Each pair by itself: whether the new and whether the previous version was harmed, [n, 5].
+
+    Arguments and errors as of ``cells``.
+    """
     new, previous = np.atleast_1d(np.asarray(new, np.float64), np.asarray(previous, np.float64))
     if margin < 0 or math.isnan(margin):
         raise ValueError(f"a latency margin is a share of at least 0, not {margin}")
     if not (np.all(new >= 0) and np.all(previous >= 0)):
         raise ValueError("times are numbers of at least 0; a timeout is infinite, not NaN")
     granted = (1 + margin) * previous
-    sign = (new > granted, new < granted)
     bounds = np.broadcast_to(np.asarray(thresholds, np.float64), (len(new), len(QUANTILES)))
     # A comparison with NaN is false on both sides: neither is harmed, and nothing was staked.
-    harmed = (new[:, None] > (1 + margin) * bounds, previous[:, None] > bounds)
-    return np.concatenate([_tally(sign[0][:, None], sign[1][:, None]), _tally(*harmed)])
+    new_harmed = [(new > granted)[:, None], new[:, None] > (1 + margin) * bounds]
+    previous_harmed = [(new < granted)[:, None], previous[:, None] > bounds]
+    return np.concatenate(new_harmed, axis=1), np.concatenate(previous_harmed, axis=1)
 
 
 def _tally(new: npt.NDArray[np.bool_], previous: npt.NDArray[np.bool_]) -> Floats:

@@ -1,0 +1,166 @@
+"""Times of both versions, and of the previous version beside itself.
+
+A pair's five bets are those of ``validators/sequential/latency.py``, counted pair by pair and by
+blocks of pairs. Which length of block is to be believed the calibration says: on some exchanges the
+previous version runs twice, so that whatever looks like a difference there is noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from sidecar.monitor import harms
+from sidecar.monitor.evidence import Evidence
+from sidecar.monitor.exchanges import Item
+from sidecar.monitor.mirror_protocol import ERRORS, Answer
+from sidecar.monitor.plan import Pair
+from sidecar.monitor.rows import EvidenceKey
+from sidecar.monitor.version_blocks import BlockBets, PairIndex
+from sidecar.runtimes.base import Array
+from validators.sequential import latency
+from validators.sequential.autocorrelation import Autocorrelation
+from validators.sequential.paired import BLOCK, CELLS, split
+from validators.sketches import LogHistogram
+
+#: The sides' times, as sketches of milliseconds.
+NEW_MS, PREVIOUS_MS = "new_ms", "previous_ms"
+#: Log-ratios of the calibration that the next one is centred by, and how many there must be.
+_CENTRE_OF, _CENTRE_FROM = 200, 20
+
+
+class Latency:
+    """Counts times, for one thread."""
+
+    def __init__(self, evidence: Evidence, bets: BlockBets) -> None:
+        self._evidence = evidence
+        self._bets = bets
+        self._history = latency.History()
+        self._calibrations: dict[tuple[str, str], _Calibration] = {}
+        self._index = PairIndex(evidence)
+
+    def count(
+        self, pair: Pair, items: list[Item], numbers: Array, *, margin: float, calibration: int
+    ) -> None:
+        """Count what items say about one pair.
+
+        Args:
+            items: that both versions were run on, warm.
+            numbers: of the pairs among all of this pair, int64 [items].
+            margin: tolerated slowdown, relative.
+            calibration: so many pairs make one.
+        """
+        timed = [(item, number) for item, number in zip(items, numbers.tolist(), strict=True)
+                 if not _failed(item, pair)]  # fmt: skip
+        if not timed:
+            return
+        chosen = [item for item, _ in timed]
+        rows = [(pair.candidate, pair.baseline, item.rows) for item in chosen]
+        # Of one batch all pairs are judged by the thresholds from before it.
+        bounds = np.array([self._history.thresholds(key) for key in rows])
+        new_ms, previous_ms = (
+            np.array([_milliseconds(item.answers[side]) for item in chosen], np.float64)
+            for side in (pair.candidate, pair.baseline)
+        )
+        blocks = np.array([number for _, number in timed], np.int64) // BLOCK
+        key = EvidenceKey(pair.model, pair.candidate, pair.baseline, "", "", pair.identity)
+        self._bet(key, latency.harms(new_ms, previous_ms, margin, bounds), blocks)
+        self._calibrate(pair, timed, bounds, margin, calibration)
+        for side, times_ms in ((NEW_MS, new_ms), (PREVIOUS_MS, previous_ms)):
+            sketch = LogHistogram()
+            sketch.add(times_ms[np.isfinite(times_ms)])
+            self._evidence.add_sketch(replace(key, metric=side), sketch)
+        for place, time in zip(rows, previous_ms.tolist(), strict=True):
+            self._history.add(place, time)
+
+    def _bet(self, key: EvidenceKey, harmed: tuple[Array, Array], blocks: Array) -> None:
+        new, previous = (side.astype(np.float64) for side in harmed)
+        for column, metric in enumerate(latency.METRICS):
+            place = replace(key, metric=metric)
+            for block in np.unique(blocks).tolist():
+                cells = split(new[blocks == block, column], previous[blocks == block, column])
+                named = dict(zip(CELLS, cells.tolist(), strict=True))
+                self._evidence.add(replace(place, block=block), named)
+            self._bets.add(place, new[:, column] - previous[:, column], blocks)
+
+    def _calibrate(
+        self, pair: Pair, timed: list[tuple[Item, int]], bounds: Array, margin: float, wanted: int
+    ) -> None:
+        """Count the previous version beside itself, where it ran twice."""
+        found = [
+            (at, item, number)
+            for at, (item, number) in enumerate(timed)
+            if item.twice is not None and item.twice.pair is pair and _ran_twice(item)
+        ]
+        if not found:
+            return
+        first, second = [], []
+        for _, item, _ in found:
+            assert item.twice is not None
+            assert item.twice.answer is not None
+            first.append(_milliseconds(item.twice.answer))
+            second.append(_milliseconds(item.answers[pair.baseline]))
+        times = np.array([first, second], np.float64)
+        swapped = np.array(
+            [item.twice is not None and item.twice.is_swapped for _, item, _ in found]
+        )
+        new = np.where(swapped, times[1], times[0])
+        previous = np.where(swapped, times[0], times[1])
+        key = EvidenceKey(pair.model, pair.baseline, pair.baseline, "", "", pair.identity)
+        counted = self._index.take(replace(key, metric=latency.METRICS[0]), len(found))
+        thresholds = bounds[[at for at, _, _ in found]]
+        self._bet(key, latency.harms(new, previous, margin, thresholds), counted // BLOCK)
+        calibration = self._calibrations.setdefault((pair.candidate, pair.baseline), _Calibration())
+        calibration.add(times, np.array([number for _, _, number in found], np.int64))
+        self._tell(replace(key, metric=harms.CALIBRATION), calibration, len(found), wanted)
+
+    def _tell(self, key: EvidenceKey, calibration: _Calibration, count: int, wanted: int) -> None:
+        """Set the length that is asked for; what earlier lives found stands until this one knows.
+
+        Cells of lives are added up, so this life's is what is missing to the length wanted.
+        """
+        cells = {"pairs": float(count)}
+        if calibration.noise.values >= wanted:
+            length = calibration.noise.block(harms.BLOCK_LENGTHS)
+            cells["block"] = length - self._evidence.cells(key).get("block", 0.0)
+        self._evidence.add(key, cells)
+
+
+@dataclass(slots=True)
+class _Calibration:
+    """The noise of one pair's previous version, in this life."""
+
+    noise: Autocorrelation = field(default_factory=Autocorrelation)
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=_CENTRE_OF))
+
+    def add(self, times: Array, numbers: Array) -> None:
+        """``times``: float64 [2, n], of the first and the second run; in order of arrival.
+
+        The first run of an item finds its input cold. What that costs is the same for all, and
+        taken off: the values are centred by the median of those before.
+        """
+        for (first, second), number in zip(times.T.tolist(), numbers.tolist(), strict=True):
+            if not (0 < first < math.inf and 0 < second < math.inf):
+                continue
+            value = math.log(first / second)
+            if len(self.recent) >= _CENTRE_FROM:
+                self.noise.add([value - float(np.median(self.recent))], [number])
+            self.recent.append(value)
+
+
+def _failed(item: Item, pair: Pair) -> bool:
+    """An error may be quick; it is counted as what it is."""
+    sides = item.answers[pair.candidate], item.answers[pair.baseline]
+    return bool(ERRORS & {answer.failure for answer in sides})
+
+
+def _ran_twice(item: Item) -> bool:
+    answer = None if item.twice is None else item.twice.answer
+    return answer is not None and answer.failure in {"", "timeout"}
+
+
+def _milliseconds(answer: Answer) -> float:
+    return math.inf if answer.failure == "timeout" else answer.compute_ns / 1e6
