@@ -198,7 +198,9 @@ class Cluster:
         if isinstance(error, transport.TimeoutError) and not refused:
             return self._silent(verb, f"no answer within {self._timeout_s:g} s")
         if isinstance(error, (transport.HTTPError, ApiException, OSError)):
-            reason = str(getattr(error, "reason", None) or error).splitlines()[0][:200]
+            # Of the client's own errors the first line is only a kind.
+            lines = str(getattr(error, "reason", None) or error).strip().splitlines()
+            reason = " ".join(lines)[:200]
             text = f"{self.target}: {self._host} cannot be reached: {reason}"
             return CallError(Outcome.RETRY, text)
         return CallError(Outcome.BLOCKED, f"{self.target}: {type(error).__name__}: {error}")
