@@ -35,6 +35,7 @@ from sidecar.monitor.label_answers import (
     said,
 )
 from sidecar.monitor.label_intake import Label, LabelCounts, LabelSink
+from sidecar.monitor.label_store import LabelTables
 from sidecar.monitor.label_waiting import Early, Waiting, WaitingRoom
 from sidecar.monitor.rows import EvidenceKey
 from sidecar.monitor.store import Store
@@ -268,7 +269,7 @@ class LateLabels(LabelSink):
         Raises:
             StoreError: it cannot be read.
         """
-        tables = store.labels()
+        tables = store.part(LabelTables)
         rows = {name: tables.load(name) for name in self._models}
         with self._lock:
             self._generation = store.generation
@@ -282,7 +283,7 @@ class LateLabels(LabelSink):
         Raises:
             StoreError: it cannot be written; it is tried again the next time.
         """
-        tables = store.labels()
+        tables = store.part(LabelTables)
         for name, model in self._models.items():
             with self._lock:
                 if store.generation != self._generation:

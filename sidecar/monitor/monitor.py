@@ -138,24 +138,24 @@ class Monitor:
         self.rollback = RollbackSide(
             config, self._plans, self._evidence, self.measures, self.alerts.outbox,
             lambda: self._keeper.store, self._events, clock,
-            memory=self._memory, budget=FlipBudgets(self._state_dir).budget,
+            memory=self._mirror.memory_bytes, budget=FlipBudgets(self._state_dir).budget,
             routes=self._routing.routes,
             serve_started_ns=serve_started_ns,
         )  # fmt: skip
-        methods = {
-            **self.alerts.methods(), **calls_labels.methods(self._labels),
-            **self.rollback.methods(), **self._routing.methods(),
-        }  # fmt: skip
-        self._listeners = Listeners(
-            config, self, self._drift.deep, methods, self._labels, self.rollback.views, clock
-        )
+        self._listeners = self._listening()
         self._looking = threading.Lock()
         self._listener: ExchangeListener | None = None
         self._thread = threading.Thread(target=self._worker.run, name="worker", daemon=True)
 
-    def _memory(self, variant: str) -> int:
-        info = self._mirror.copies.get(variant)
-        return info.memory_bytes if info is not None else 0
+    def _listening(self) -> Listeners:
+        methods = {
+            **self.alerts.methods(), **calls_labels.methods(self._labels),
+            **self.rollback.methods(), **self._routing.methods(),
+        }  # fmt: skip
+        return Listeners(
+            self._config, self, self._drift.deep, methods, self._labels, self.rollback.views,
+            self._clock,
+        )  # fmt: skip
 
     def _stands(self, alert: str) -> bool:
         return self.rollback.still_stands(alert)

@@ -90,7 +90,7 @@ def put(
         for which so many wait for the channel already (``waiting_max``).
     """
     refused: Counter[tuple[str, str]] = Counter()
-    waiting = dict(connection.execute(_waiting()).tuples().all())
+    waiting: dict[str, int] = dict(connection.execute(_waiting()).tuples().all())
     room = {one.name: waiting_max - waiting.get(one.name, 0) for one in channels}
     for alert in alerts:
         if alert.state is State.RESOLVED:

@@ -56,7 +56,6 @@ except ModuleNotFoundError:
 from sidecar.monitor import store_fold
 from sidecar.monitor import store_tables as tables
 from sidecar.monitor.drift_store import DriftTables
-from sidecar.monitor.label_store import LabelTables
 
 __all__ = ["CertificateRow", "EvidenceKey", "EvidenceRow", "SketchRow", "Store", "StoreError"]
 
@@ -378,10 +377,6 @@ class Store:
     def part(self, made: Callable[[Any, Any], _Part]) -> _Part:
         """Another module's part of the store, made of how one writes and how one reads."""
         return made(self._writing, self._read)
-
-    def labels(self) -> LabelTables:
-        """Answers and labels that wait for one another."""
-        return LabelTables(self._writing, self._read)
 
     # --- the store itself -------------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ OUTCOMES: dict[Instrument, tuple[tuple[str, str], ...]] = {
         ("set_aside", "crash"),
         ("not_mirrored", "shared_memory"),
     ),
+    known.LABELS: (("matched", ""), ("early", ""), ("repeated", ""), ("lost", "expired")),
     known.ALERTS: tuple(
         (outcome, "") for outcome in ("sent", "retried", "failed", "suppressed", "refused")
     ),
