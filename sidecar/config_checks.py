@@ -60,6 +60,7 @@ def _check_model(path: str, model: dict[str, Any], known_roles: set[str]) -> lis
         problems += _check_serving(path, model, variants)
         problems += _check_fallback(path, model, variants)
         problems += _check_candidates(path, variants)
+        problems += _check_shares(path, model, variants)
         problems += _twice(
             [
                 (f"{path}.variants[{index}].roles", _version(variant))
@@ -128,6 +129,34 @@ def _check_candidates(path: str, variants: list[tuple[int, dict[str, Any]]]) -> 
         [(f"{path}.variants[{index}].roles", _version(variant)) for index, variant in candidates],
         "another variant of version {} is the candidate; one is compared, and promoted",
     )
+
+
+def _check_shares(
+    path: str, model: dict[str, Any], variants: list[tuple[int, dict[str, Any]]]
+) -> list[Problem]:
+    shares = _at(model, "route", "shares")
+    if not isinstance(shares, dict) or not shares:
+        return []
+    problems: list[Problem] = []
+    where = f"{path}.route.shares"
+    known = {_version(v) for _, v in variants if {"serving", "previous"} & set(_roles(v))}
+    waiting = {_version(v) for _, v in variants if "candidate" in _roles(v)} - known
+    for name in shares:
+        version = _version_text(name)
+        if version in waiting:
+            message = "it is a candidate, which answers nobody until it is promoted: give it the "
+            problems.append(Problem(f"{where}.{version}", f"{message}role serving, or no share"))
+        elif version not in known:
+            there = ", ".join(sorted(each for each in known if each is not None))
+            message = f"no variant of this version serves or is the previous one; there is: {there}"
+            problems.append(Problem(f"{where}.{version}", message))
+    given = [share for share in shares.values() if isinstance(share, int | float)]
+    if len(given) == len(shares) and not any(given):
+        problems.append(Problem(where, "all are 0: then nobody would answer"))
+    elif model.get("default_version") is not None:
+        message = "is given beside route.shares, which says which version answers; leave one away"
+        problems.append(Problem(f"{path}.default_version", message))
+    return problems
 
 
 def _check_addresses(tree: dict[str, Any], defaults: dict[str, str]) -> list[Problem]:

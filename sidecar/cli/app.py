@@ -18,6 +18,7 @@ from sidecar.cli import (
     infer,
     monitor,
     rollback_commands,
+    route_commands,
     schema,
     serve,
     status,
@@ -206,3 +207,4 @@ validate_commands.register(app)
 drift_commands.register(app)
 alerts_commands.register(app)
 rollback_commands.register(app)
+route_commands.register(app)

@@ -26,13 +26,15 @@ class RollbackCalls:
 
     def rollback(self, model: str = "") -> list[RollbackView]:
         """How each new version of a model, or (empty) of all, stands beside its previous one."""
-        answer = self._call("Rollback", pb.RollbackRequest(model=model), pb.RollbackResponse)
+        answer = self._ask_rollback(
+            "Rollback", pb.RollbackRequest(model=model), pb.RollbackResponse
+        )
         return [from_message(one, RollbackView) for one in answer.pairs]
 
     def decisions(self, model: str = "", limit: int = 0) -> list[DecisionView]:
         """What was decided, the newest first; ``limit`` 0: the latest twenty."""
         request = pb.ListDecisionsRequest(model=model, limit=limit)
-        answer = self._call("ListDecisions", request, pb.ListDecisionsResponse)
+        answer = self._ask_rollback("ListDecisions", request, pb.ListDecisionsResponse)
         return [from_message(one, DecisionView) for one in answer.decisions]
 
     def freeze(
@@ -40,20 +42,22 @@ class RollbackCalls:
     ) -> list[RollbackView]:
         """Let nobody but an operator act on a model, or (empty) on any; or end that."""
         request = pb.FreezeRequest(model=model, frozen=frozen, by=by, reason=reason)
-        answer = self._call("Freeze", request, pb.RollbackResponse, token)
+        answer = self._ask_rollback("Freeze", request, pb.RollbackResponse, token)
         return [from_message(one, RollbackView) for one in answer.pairs]
 
     def approve(self, name: str, *, by: str, reason: str = "", token: str = "") -> DecisionView:
         """Let an action that waits, or was blocked, be done."""
         request = pb.DecisionRequest(id=name, by=by, reason=reason)
-        return from_message(self._call("Approve", request, pb.Decision, token), DecisionView)
+        return from_message(
+            self._ask_rollback("Approve", request, pb.Decision, token), DecisionView
+        )
 
     def undo(self, name: str, *, by: str, reason: str = "", token: str = "") -> DecisionView:
         """Take a rollback back, or close a decision."""
         request = pb.DecisionRequest(id=name, by=by, reason=reason)
-        return from_message(self._call("Undo", request, pb.Decision, token), DecisionView)
+        return from_message(self._ask_rollback("Undo", request, pb.Decision, token), DecisionView)
 
-    def _call(self, method: str, request: Any, kind: Any, token: str = "") -> Any:
+    def _ask_rollback(self, method: str, request: Any, kind: Any, token: str = "") -> Any:
         call = self._channel.unary_unary(
             f"/{SERVICE}/{method}",
             request_serializer=type(request).SerializeToString,

@@ -29,6 +29,7 @@ from sidecar.monitor.events import EventLog
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchange import Exchange
 from sidecar.monitor.exchanges import Item
+from sidecar.monitor.http_side import HttpSide
 from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.judge import Judge
 from sidecar.monitor.keeper import Keeper
@@ -40,6 +41,7 @@ from sidecar.monitor.mirror_spans import MirrorSpans, roles_of
 from sidecar.monitor.plan import ModelPlan, make_plan
 from sidecar.monitor.policies import Precisions
 from sidecar.monitor.rollback_side import RollbackSide
+from sidecar.monitor.routing_side import RoutingSide
 from sidecar.monitor.rows import EvidenceRow
 from sidecar.monitor.service import MonitorServer
 from sidecar.monitor.status import StatusBoard
@@ -96,13 +98,17 @@ class Monitor:
         settings = config.monitor
         self._evidence = Evidence(f"unsaved-{os.getpid()}", clock)
         self._events = EventLog(clock)
-        self.measures = Measures(pages, config, serve_started_ns)
+        self._routing = RoutingSide(config, base_dir, self._evidence, clock)
+        self.measures = Measures(pages, config, serve_started_ns, self._routing.routes.shares)
         self.telling = Telling(telemetry(config), self.measures.exemplar, clock)
         self._drift = DriftSide(config, self._events, self._state_dir, self.telling, clock)
         self._keeper = Keeper(
             self._state_dir, self._evidence, self._events, clock, self._drift.watch
         )
-        self.alerts = AlertSide(config.alerts, lambda: self._keeper.store, clock, self._stands)
+        self.alerts = AlertSide(
+            config.alerts, lambda: self._keeper.store, clock,
+            lambda alert: self.rollback.still_stands(alert),  # which comes later
+        )  # fmt: skip
         self._ingest = Ingest(queue_bytes=settings.channel.queue_bytes, clock=clock)
         self._rate = AdaptiveRate(settings.mirror.sample_rate)
         trees, refused, keep = copies_to_load(config)
@@ -134,27 +140,23 @@ class Monitor:
         self.rollback = RollbackSide(
             config, self._plans, self._evidence, self.measures, self.alerts.outbox,
             lambda: self._keeper.store, self._events, clock,
-            memory=self._memory, serve_started_ns=serve_started_ns,
+            copies=self._mirror.copies, routes=self._routing.routes,
+            serve_started_ns=serve_started_ns,
         )  # fmt: skip
+        self.http = HttpSide(config, clock)
+        self.http.show(self.rollback.views)
         self._looking = threading.Lock()
         self._listener: ExchangeListener | None = None
         self._server: MonitorServer | None = None
         self._thread = threading.Thread(target=self._worker.run, name="worker", daemon=True)
-
-    def _memory(self, variant: str) -> int:
-        info = self._mirror.copies.get(variant)
-        return info.memory_bytes if info is not None else 0
-
-    def _stands(self, alert: str) -> bool:
-        return self.rollback.still_stands(alert)
 
     def _cpu_s(self) -> float:
         return own_cpu_s() + self._mirror.cpu_s()
 
     # --- life ---------------------------------------------------------------------------------
 
-    def start(self, grpc_address: str) -> dict[str, str]:
-        """Open, load, listen; returns the addresses: ``grpc``, ``socket``.
+    def start(self, grpc_address: str, http_address: str | None = None) -> dict[str, str]:
+        """Open, load, listen; returns the addresses: ``grpc``, ``socket``, and ``http`` if any.
 
         Raises:
             SidecarError: it cannot listen. (What else fails is said, and gone without.)
@@ -163,12 +165,14 @@ class Monitor:
         self._drift.start()
         self._keeper.open()
         self.alerts.start()
+        methods = {
+            **self.alerts.methods(), **self._routing.methods(), **self.rollback.methods()
+        }  # fmt: skip
         self._server = MonitorServer(
-            self, reports=self._drift.deep,
-            methods={**self.alerts.methods(), **self.rollback.methods()},
+            self, reports=self._drift.deep, methods=methods,
             admin_token=self._config.gateway.admin.read_token(),
         )  # fmt: skip
-        bound = self._server.start(grpc_address)
+        bound = {"grpc": self._server.start(grpc_address), **self.http.start(http_address)}
         # In a thread of its own, so that a signal is heard while a large model loads; and the
         # worker's, since the child ends with the thread that started it.
         failed: list[Exception] = []
@@ -201,10 +205,11 @@ class Monitor:
             rate=self._rate.rate,
             on_spans=self.telling.on_spans,
             on_logs=self.telling.on_logs,
+            routes=self._routing.workers,
         )
         self._listener.start()
         self._state = "running"
-        return {"grpc": bound, "socket": str(self._socket)}
+        return {**bound, "socket": str(self._socket)}
 
     def _receive(self, exchange: Exchange) -> None:
         self.rollback.saw(exchange)
@@ -260,6 +265,7 @@ class Monitor:
         self._state = "stopping"
         if self._server is not None:
             self._server.set_serving(serving=False)
+        self.http.close()
         if self._listener is not None:
             self._listener.close()
         self.rollback.close()

@@ -14,6 +14,7 @@ import contextlib
 import copy
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
+from tests.clients.certificates import Files
 from tests.support.kubernetes_patch import PatchError, json_patch, merge_patch, selects
 
 Object = dict[str, Any]
@@ -87,7 +89,7 @@ class Fault:
 
 
 class KubernetesApi:
-    """The server; a context manager.
+    """The server; a context manager. With certificates it speaks TLS.
 
     Attributes:
         rules: of a Role, as RBAC has them; ``None``: everything is allowed.
@@ -95,7 +97,8 @@ class KubernetesApi:
         controllers: called with the server after each write, under its lock.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: Files | None = None) -> None:
+        self._tls = tls
         self.objects: dict[Key, Object] = {}
         self.calls: list[Call] = []
         self.rules: list[Object] | None = None
@@ -307,6 +310,10 @@ class KubernetesApi:
                 pass
 
         self._server = _Server(("127.0.0.1", 0), Handler)
+        if self._tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self._tls.server, self._tls.server_key)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
@@ -324,7 +331,8 @@ class KubernetesApi:
     @property
     def url(self) -> str:
         assert self._server is not None
-        return f"http://127.0.0.1:{self._server.server_port}"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://127.0.0.1:{self._server.server_port}"
 
     def kubeconfig(self, path: Path, *, token: str = TOKEN, url: str | None = None) -> Path:
         """Write one; its current context is another server, so that ``context`` means something."""

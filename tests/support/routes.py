@@ -15,7 +15,7 @@ class RouteTable:
     Attributes:
         down: version → why it does not answer a probe.
         asked: versions that were probed.
-        behind: workers that have not heard of the latest change.
+        behind: workers that have not heard of the latest change; ``problem``: why they cannot.
     """
 
     def __init__(self, **shares: float) -> None:
@@ -27,6 +27,7 @@ class RouteTable:
         self.down: dict[str, str] = {}
         self.asked: list[str] = []
         self.behind = 0
+        self.problem = ""
         self.changes = 0
         self._lock = threading.Lock()
 
@@ -38,7 +39,8 @@ class RouteTable:
             message = f"no model {model!r}; there is digits"
             raise NotFoundError(message)
         with self._lock:
-            return replace(self.view, applied=self.view.workers - self.behind)
+            applied = self.view.workers - self.behind
+            return replace(self.view, applied=applied, problem=self.problem)
 
     def set(
         self, model: str, shares: dict[str, float], *, by: str, reason: str,
@@ -55,7 +57,7 @@ class RouteTable:
             total = sum(shares.values())
             self.view = replace(
                 self.view, shares={key: one / total for key, one in shares.items()}, by=by,
-                reason=reason, revision=self.view.revision + 1,
+                reason=reason.strip()[:1000], revision=self.view.revision + 1,
             )  # fmt: skip
             self.changes += 1
             return self.view

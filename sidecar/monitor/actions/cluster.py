@@ -74,14 +74,19 @@ class Cluster:
     """Calls about one object; any thread.
 
     Args:
-        api: a ``kubernetes.client.CustomObjectsApi``: it takes any group, ``apps`` as well.
+        api: makes a ``kubernetes.client.CustomObjectsApi`` that sends bodies of a media type. (It
+            takes any group, ``apps`` as well.) Of its releases some have no argument for the type,
+            and choose a wrong one.
         role: the rules of the Role that allows what is called here (``roles.py``), for messages.
         timeout_s: of one call, whole: a server that sends an answer drop by drop does not hold
             anybody longer.
     """
 
-    def __init__(self, api: Any, target: Target, role: str, timeout_s: float) -> None:
-        self._api = api
+    def __init__(
+        self, api: Callable[[str], Any], target: Target, role: str, timeout_s: float
+    ) -> None:
+        self._api = api(JSON_PATCH)
+        self._patching = {JSON_PATCH: self._api, MERGE_PATCH: api(MERGE_PATCH)}
         self.target = target
         self._role = role
         self._timeout_s = timeout_s
@@ -146,9 +151,9 @@ class Cluster:
         extra = {"dry_run": "All"} if dry_run else {}
 
         def call() -> Any:
-            return getattr(self._api, name)(
+            return getattr(self._patching[kind], name)(
                 one.group, one.version, one.namespace, one.plural, one.name, body,
-                field_manager=FIELD_MANAGER, _content_type=kind, _preload_content=False,
+                field_manager=FIELD_MANAGER, _preload_content=False,
                 _request_timeout=self._timeout_s, **extra,
             )  # fmt: skip
 
@@ -193,7 +198,9 @@ class Cluster:
         if isinstance(error, transport.TimeoutError) and not refused:
             return self._silent(verb, f"no answer within {self._timeout_s:g} s")
         if isinstance(error, (transport.HTTPError, ApiException, OSError)):
-            reason = str(getattr(error, "reason", None) or error).splitlines()[0][:200]
+            # Of the client's own errors the first line is only a kind.
+            lines = str(getattr(error, "reason", None) or error).strip().splitlines()
+            reason = " ".join(lines)[:200]
             text = f"{self.target}: {self._host} cannot be reached: {reason}"
             return CallError(Outcome.RETRY, text)
         return CallError(Outcome.BLOCKED, f"{self.target}: {type(error).__name__}: {error}")
@@ -247,8 +254,8 @@ def connect(settings: KubernetesConfig, target: Target, role: str, where: str) -
     """
     try:
         from kubernetes import client, config
-    except ModuleNotFoundError:
-        message = f"{where}: the kubernetes client is not installed: install "
+    except ModuleNotFoundError as error:
+        message = f"{where} needs {error.name}, which is not installed: install "
         message += "model-sidecar[kubernetes]"
         raise MissingExtraError(message) from None
     made = client.Configuration()
@@ -268,5 +275,8 @@ def connect(settings: KubernetesConfig, target: Target, role: str, where: str) -
         raise ConfigError("monitor", [Problem(f"{where}.kubernetes", what)]) from None
     # Every attempt is core's to count and to bound: none is hidden in the client.
     made.retries = False
-    api = client.CustomObjectsApi(client.ApiClient(made))
+
+    def api(content_type: str) -> Any:
+        return client.CustomObjectsApi(client.ApiClient(made, "Content-Type", content_type))
+
     return Cluster(api, target, role, settings.timeout_s)

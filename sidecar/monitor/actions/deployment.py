@@ -70,12 +70,24 @@ class DeploymentAction:
 
     def _check(self, request: Request) -> Result:
         deployment = self._cluster.get()
-        if (before := done_before(read_mark(deployment), request)) is not None:
-            return before
+        before = done_before(read_mark(deployment), request)
+        if before is not None:
+            if before.outcome is not Outcome.DONE or not self._is_set_back(deployment):
+                return before
+            self._remembered.allow_again(request)
         plan = self._plan(request, deployment)
         self._cluster.patch(self._body(request, plan), JSON_PATCH, dry_run=True)
         text = f"{_words(plan)} can be done: the API server has taken it as a dry run{plan.warning}"
         return Result(Outcome.DONE, text, _details(plan))
+
+    def _is_set_back(self, deployment: Object) -> bool:
+        """Whether it runs what its mark says was taken away."""
+        mark = read_mark(deployment)
+        if mark is None or mark.undone:
+            return False
+        revision = _revision(deployment)
+        owned = self._revisions(deployment)
+        return any(_revision(one) == revision and _name(one) == mark.before for one in owned)
 
     def _plan(self, request: Request, deployment: Object) -> _Plan:
         target = self._cluster.target
@@ -129,7 +141,9 @@ class DeploymentAction:
     def _perform(self, request: Request) -> Result:
         for _ in range(_ATTEMPTS):
             deployment = self._cluster.get()
-            if (before := done_before(read_mark(deployment), request)) is not None:
+            before = done_before(read_mark(deployment), request)
+            again = self._remembered.may_again(request) and self._is_set_back(deployment)
+            if before is not None and not (before.outcome is Outcome.DONE and again):
                 return before
             plan = self._plan(request, deployment)
             body = self._body(request, plan)
@@ -138,6 +152,7 @@ class DeploymentAction:
                 self._cluster.patch(body, JSON_PATCH)
             except StaleError:
                 continue
+            self._remembered.acted(request)
             return Result(Outcome.DONE, f"{_words(plan)}{plan.warning}", _details(plan))
         text = f"{self._cluster.target} changed {_ATTEMPTS} times while it was looked at"
         return Result(Outcome.RETRY, text)

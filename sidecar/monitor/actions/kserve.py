@@ -60,13 +60,17 @@ class KServeAction:
         for _ in range(_ATTEMPTS):
             service = self._cluster.get()
             mark = read_mark(service)
-            if (before := done_before(mark, request)) is not None:
-                return before
+            percent = service["spec"]["predictor"].get("canaryTrafficPercent")
+            before = done_before(mark, request)
+            if before is not None:
+                # Set back since, and approved by an operator: that is why it is checked again.
+                again = before.outcome is Outcome.DONE and percent != 0
+                if not again or not (dry_run or self._remembered.may_again(request)):
+                    return before
             latest, previous = _revisions(service)
             self._remembered.hold(
                 request, latest, lambda a, b: f"{target} has gone from revision {a} to {b}"
             )
-            percent = service["spec"]["predictor"].get("canaryTrafficPercent")
             if percent == 0:
                 return Result(Outcome.NOTHING, f"{target}: its canary has no traffic already")
             was = _NONE if percent is None else str(percent)
@@ -77,6 +81,10 @@ class KServeAction:
                     self._set(service, 0, new)
             except StaleError:
                 continue
+            if not dry_run:
+                self._remembered.acted(request)
+            elif before is not None:
+                self._remembered.allow_again(request)
             what = "can go" if dry_run else "goes"
             text = f"{target}: revision {latest} {what} to 0 % of the traffic, {previous} to 100 %"
             details = {"before": was, "after": "0", "new": latest, "previous": previous}

@@ -83,10 +83,30 @@ def done_before(mark: Mark | None, request: Request) -> Result | None:
 
 
 class Remembered:
-    """What each decision first saw, so that it acts on that and nothing else. Bounded."""
+    """What each decision first saw, so that it acts on that and nothing else. Bounded.
+
+    And what may be done once more. A decision that has acted is checked again only because an
+    operator approved it after somebody had set its change back: then, and only in the same process,
+    it is no repetition.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[str, str] = {}
+        self._again: dict[str, None] = {}
+
+    def allow_again(self, request: Request) -> None:
+        """It was checked, and found set back."""
+        self._again[request.decision_id] = None
+        while len(self._again) > _REMEMBERED_MAX:
+            del self._again[next(iter(self._again))]
+
+    def may_again(self, request: Request) -> bool:
+        """Whether it was."""
+        return request.decision_id in self._again
+
+    def acted(self, request: Request) -> None:
+        """It was done."""
+        self._again.pop(request.decision_id, None)
 
     def hold(self, request: Request, seen: str, what: Callable[[str, str], str]) -> None:
         """Keep what is seen first, and refuse what is another one later.

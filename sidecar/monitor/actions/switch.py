@@ -20,6 +20,8 @@ from sidecar.monitor.routing import RouteConflictError, Routes, RouteView
 _BY = "rollback"
 _PROBE_S = 10.0
 _REMEMBERED_MAX = 64
+#: The table keeps no more of a reason, and cuts off its end, where our record is.
+_REASON_MAX = 1000
 _RECORD = re.compile(r"\[decision (?P<id>\S+), fence (?P<fence>\d+), before (?P<before>\{.*\})\]$")
 _UNDONE = re.compile(r"\[undone: decision (?P<id>\S+)\]$")
 
@@ -83,12 +85,15 @@ class SwitchAction:
         moved = route.shares[request.new_version]
         shares[request.previous_version] = shares.get(request.previous_version, 0.0) + moved
         before = json.dumps(route.shares, separators=(",", ":"))
-        record = f"[decision {request.decision_id}, fence {request.fence}, before {before}]"
+        record = f" [decision {request.decision_id}, fence {request.fence}, before {before}]"
+        if len(record) > _REASON_MAX:
+            text = f"{request.model}: its route has so many shares that they cannot be written down"
+            return Result(Outcome.BLOCKED, text)
         expected = self._checked.pop(request.decision_id, route.revision)
         try:
             after = self._routes.set(
-                request.model, shares, by=_BY, reason=f"{request.reason} {record}",
-                expected=expected,
+                request.model, shares, by=_BY, expected=expected,
+                reason=request.reason[: _REASON_MAX - len(record)] + record,
             )  # fmt: skip
         except RouteConflictError as error:
             return Result(
@@ -115,10 +120,10 @@ class SwitchAction:
         if route.workers == 0:
             return Result(Outcome.RETRY, f"{request.model}: no gateway worker is connected")
         applied = f"{route.applied} of {route.workers} workers apply revision {route.revision}"
-        if route.applied < route.workers:
+        if route.applied < route.workers or route.problem:
             self._traffic.forget(request)
-            return Result(Outcome.RETRY, applied)
-        seen = self._traffic.moved(request, none_is_enough="all workers apply the route")
+            return Result(Outcome.RETRY, f"{applied}: {route.problem}".removesuffix(": "))
+        seen = self._traffic.moved(request, applied="all workers apply the route")
         details = {**seen.details, "revision": str(route.revision)}
         return Result(seen.outcome, f"{applied}: {seen.text}", details)
 
@@ -132,11 +137,11 @@ class SwitchAction:
             text = f"{request.model}: its route was changed since, by {route.by}: {route.reason}; "
             return Result(Outcome.BLOCKED, f"{text}set it with `sidecar route`")
         before = json.loads(record["before"])
+        undoing = f" [undone: decision {request.decision_id}]"
         try:
             after = self._routes.set(
-                request.model, before, by="operator",
-                reason=f"{request.reason} [undone: decision {request.decision_id}]",
-                expected=route.revision,
+                request.model, before, by="operator", expected=route.revision,
+                reason=request.reason[: _REASON_MAX - len(undoing)] + undoing,
             )  # fmt: skip
         except RouteConflictError as error:
             return Result(

@@ -32,12 +32,15 @@ class Traffic:
         """Begin anew: the change was made just now, or once more."""
         self._first.pop(request.decision_id, None)
 
-    def moved(self, request: Request, *, none_is_enough: str = "") -> Result:
+    def moved(self, request: Request, *, applied: str = "") -> Result:
         """Whether requests go to the previous version, and none to the new one.
 
+        The counts hold requests that name a version as well: those go on, to the new one too.
+
         Args:
-            none_is_enough: what is known besides, where no request comes at all: then that is
-                enough, and said. Empty: without requests nothing is known.
+            applied: what is known besides, in words: that no request goes to the new version unless
+                it names it. Then it is enough that the previous one gets some, or that none comes.
+                Empty: the counts are all that is known.
 
         Returns:
             DONE, or RETRY: not yet.
@@ -51,18 +54,23 @@ class Traffic:
             return Result(Outcome.RETRY, "looking where requests go from now on")
         since = {key: n - first.counts.get(key, 0) for key, n in counts.items()}
         new, previous = since.get(request.new_version, 0), since.get(request.previous_version, 0)
-        if new > 0:
-            self._begin(request, counts, now_ns)
-            text = f"{new} requests went to version {request.new_version} since the last look"
-            return Result(Outcome.RETRY, text)
         details = {"requests_new": str(new), "requests_previous": str(previous)}
-        if previous > 0:
+        settled = bool(applied) and now_ns - first.at_ns >= _SETTLED_S * 1e9
+        if new == 0 and previous > 0:
             text = f"{previous} requests since: all to version {request.previous_version}, none to "
             return Result(Outcome.DONE, f"{text}{request.new_version}", details)
-        if none_is_enough and now_ns - first.at_ns >= _SETTLED_S * 1e9:
-            text = f"no request has come since; {none_is_enough}"
+        if settled and new == 0:
+            return Result(Outcome.DONE, f"no request has come since; {applied}", details)
+        if new == 0:
+            return Result(Outcome.RETRY, "no request has come since", details)
+        text = f"{new} requests went to version {request.new_version} since, {previous} to "
+        text += request.previous_version
+        if settled and previous > 0:
+            text += f"; {applied}, so the former came before or name their version"
             return Result(Outcome.DONE, text, details)
-        return Result(Outcome.RETRY, "no request has come since")
+        if not applied:
+            self._begin(request, counts, now_ns)
+        return Result(Outcome.RETRY, text, details)
 
     def _begin(self, request: Request, counts: dict[str, int], now_ns: int) -> None:
         self._first[request.decision_id] = _Look(dict(counts), now_ns)

@@ -231,6 +231,24 @@ def test_what_git_has_set_back_is_blocked_and_said(api, tmp_path):
     assert image(api) == "digits:3"
 
 
+def test_what_was_set_back_is_done_again_where_an_operator_has_it_checked_again(api, tmp_path):
+    deploy(api, V2, V3)
+    rollback = action("deployment", api, tmp_path)
+    assert rollback.perform(request()).outcome is Outcome.DONE
+    roll_out(api, V3)
+    assert rollback.verify(request()).outcome is Outcome.BLOCKED
+    # Approved: then it is checked again, and only then.
+    checked = rollback.check(request())
+    assert checked.outcome is Outcome.DONE
+    assert "can be done" in checked.text
+    assert rollback.perform(request()).outcome is Outcome.DONE
+    assert image(api) == "digits:2"
+    assert rollback.verify(request()).outcome is Outcome.DONE
+    roll_out(api, V3)
+    assert "before" in rollback.perform(request()).text
+    assert image(api) == "digits:3"
+
+
 # --- once, and by one -----------------------------------------------------------------------------
 
 

@@ -158,6 +158,21 @@ def test_traffic_that_somebody_gave_back_is_said(api, tmp_path):
     assert rollback.undo(request()).outcome is Outcome.BLOCKED
 
 
+def test_what_was_set_back_is_done_again_where_an_operator_has_it_checked_again(api, tmp_path):
+    put(api)
+    rollback = action("kserve", api, tmp_path)
+    assert rollback.perform(request()).outcome is Outcome.DONE
+    set_percent(api, 20)
+    assert "before" in rollback.perform(request()).text
+    assert percent(api) == 20
+    assert rollback.check(request()).outcome is Outcome.DONE  # approved
+    assert rollback.perform(request()).outcome is Outcome.DONE
+    assert percent(api) == 0
+    set_percent(api, 20)
+    assert "before" in rollback.perform(request()).text
+    assert percent(api) == 20
+
+
 def test_traffic_that_does_not_follow_is_waited_for(api, tmp_path):
     put(api)
     api.controllers.clear()

@@ -49,18 +49,48 @@ def test_everything_of_the_new_version_goes_to_the_previous_one():
     assert "2 of 2 workers apply revision 1" in seen.text
 
 
-def test_requests_that_still_go_to_the_new_version_are_not_overlooked():
+def test_requests_that_name_the_new_version_do_not_hold_it_up():
     table, clock = RouteTable(), Clock()
     rollback = switch(table, clock)
     assert rollback.perform(request()).outcome is Outcome.DONE
     rollback.verify(request())
+    for _ in range(2):
+        table.counts["3"] += 4
+        table.counts["2"] += 90
+        clock.advance(1)
+        seen = rollback.verify(request())
+        assert seen.outcome is Outcome.RETRY
+    assert "8 requests went to version 3 since, 180 to 2" in seen.text
+    clock.advance(1)
     table.counts["3"] += 4
-    table.counts["2"] += 90
     seen = rollback.verify(request())
-    assert seen.outcome is Outcome.RETRY
-    assert "4 requests went to version 3" in seen.text
-    table.serve(10)
-    assert rollback.verify(request()).outcome is Outcome.DONE
+    assert seen.outcome is Outcome.DONE
+    assert "name their version" in seen.text
+    assert seen.details["requests_new"] == "12"
+
+
+def test_where_everything_still_goes_to_the_new_version_nothing_is_verified():
+    table, clock = RouteTable(), Clock()
+    rollback = switch(table, clock)
+    assert rollback.perform(request()).outcome is Outcome.DONE
+    for _ in range(20):
+        table.counts["3"] += 10
+        clock.advance(1)
+        assert rollback.verify(request()).outcome is Outcome.RETRY
+
+
+def test_a_route_that_workers_cannot_follow_is_not_verified():
+    table, clock = RouteTable(), Clock()
+    rollback = switch(table, clock)
+    assert rollback.perform(request()).outcome is Outcome.DONE
+    table.problem = "version 2 is not loaded"
+    for _ in range(3):
+        table.serve(5)
+        clock.advance(10)
+        seen = rollback.verify(request())
+        assert (seen.outcome, "not loaded" in seen.text) == (Outcome.RETRY, True)
+    table.problem = ""
+    assert verified(rollback, table, clock).outcome is Outcome.DONE
 
 
 def test_a_worker_that_has_not_heard_of_it_is_waited_for():
@@ -211,6 +241,18 @@ def test_a_route_that_was_set_since_is_not_undone():
     assert result.outcome is Outcome.BLOCKED
     assert "sidecar route" in result.text
     assert table.route("digits").shares == {"1": 1.0}
+
+
+def test_a_long_reason_does_not_cost_the_record():
+    table = RouteTable(v2=0.5, v3=0.5)
+    rollback = switch(table)
+    assert rollback.perform(request(reason="because " * 300)).outcome is Outcome.DONE
+    assert len(table.route("digits").reason) <= 1000
+    assert switch(table).perform(request(reason="because " * 300)).outcome is Outcome.DONE
+    assert table.changes == 1
+    assert switch(table).undo(request(reason="because " * 300)).outcome is Outcome.DONE
+    assert rollback.perform(request()).outcome is Outcome.BLOCKED
+    assert table.route("digits").shares == {"2": 0.5, "3": 0.5}
 
 
 @pytest.mark.parametrize("reason", ["odd [decision", "ends in } ]", "ümläut [x] {y}"])
