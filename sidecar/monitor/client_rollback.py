@@ -26,7 +26,7 @@ class RollbackCalls:
 
     def rollback(self, model: str = "") -> list[RollbackView]:
         """How each new version of a model, or (empty) of all, stands beside its previous one."""
-        answer = self._ask_rollback(
+        answer = self._asked(
             "Rollback", pb.RollbackRequest(model=model), pb.RollbackResponse
         )
         return [from_message(one, RollbackView) for one in answer.pairs]
@@ -34,7 +34,7 @@ class RollbackCalls:
     def decisions(self, model: str = "", limit: int = 0) -> list[DecisionView]:
         """What was decided, the newest first; ``limit`` 0: the latest twenty."""
         request = pb.ListDecisionsRequest(model=model, limit=limit)
-        answer = self._ask_rollback("ListDecisions", request, pb.ListDecisionsResponse)
+        answer = self._asked("ListDecisions", request, pb.ListDecisionsResponse)
         return [from_message(one, DecisionView) for one in answer.decisions]
 
     def freeze(
@@ -42,22 +42,22 @@ class RollbackCalls:
     ) -> list[RollbackView]:
         """Let nobody but an operator act on a model, or (empty) on any; or end that."""
         request = pb.FreezeRequest(model=model, frozen=frozen, by=by, reason=reason)
-        answer = self._ask_rollback("Freeze", request, pb.RollbackResponse, token)
+        answer = self._asked("Freeze", request, pb.RollbackResponse, token)
         return [from_message(one, RollbackView) for one in answer.pairs]
 
     def approve(self, name: str, *, by: str, reason: str = "", token: str = "") -> DecisionView:
         """Let an action that waits, or was blocked, be done."""
         request = pb.DecisionRequest(id=name, by=by, reason=reason)
         return from_message(
-            self._ask_rollback("Approve", request, pb.Decision, token), DecisionView
+            self._asked("Approve", request, pb.Decision, token), DecisionView
         )
 
     def undo(self, name: str, *, by: str, reason: str = "", token: str = "") -> DecisionView:
         """Take a rollback back, or close a decision."""
         request = pb.DecisionRequest(id=name, by=by, reason=reason)
-        return from_message(self._ask_rollback("Undo", request, pb.Decision, token), DecisionView)
+        return from_message(self._asked("Undo", request, pb.Decision, token), DecisionView)
 
-    def _ask_rollback(self, method: str, request: Any, kind: Any, token: str = "") -> Any:
+    def _asked(self, method: str, request: Any, kind: Any, token: str = "") -> Any:
         call = self._channel.unary_unary(
             f"/{SERVICE}/{method}",
             request_serializer=type(request).SerializeToString,

@@ -107,7 +107,7 @@ class Monitor:
         )
         self.alerts = AlertSide(
             config.alerts, lambda: self._keeper.store, clock,
-            lambda alert: self.rollback.still_stands(alert),  # which comes later
+            lambda alert: self.rollback.still_stands(alert),  # noqa: PLW0108 - which comes later
         )  # fmt: skip
         self._ingest = Ingest(queue_bytes=settings.channel.queue_bytes, clock=clock)
         self._rate = AdaptiveRate(settings.mirror.sample_rate)
