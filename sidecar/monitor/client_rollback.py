@@ -26,9 +26,7 @@ class RollbackCalls:
 
     def rollback(self, model: str = "") -> list[RollbackView]:
         """How each new version of a model, or (empty) of all, stands beside its previous one."""
-        answer = self._asked(
-            "Rollback", pb.RollbackRequest(model=model), pb.RollbackResponse
-        )
+        answer = self._asked("Rollback", pb.RollbackRequest(model=model), pb.RollbackResponse)
         return [from_message(one, RollbackView) for one in answer.pairs]
 
     def decisions(self, model: str = "", limit: int = 0) -> list[DecisionView]:
@@ -48,9 +46,7 @@ class RollbackCalls:
     def approve(self, name: str, *, by: str, reason: str = "", token: str = "") -> DecisionView:
         """Let an action that waits, or was blocked, be done."""
         request = pb.DecisionRequest(id=name, by=by, reason=reason)
-        return from_message(
-            self._asked("Approve", request, pb.Decision, token), DecisionView
-        )
+        return from_message(self._asked("Approve", request, pb.Decision, token), DecisionView)
 
     def undo(self, name: str, *, by: str, reason: str = "", token: str = "") -> DecisionView:
         """Take a rollback back, or close a decision."""

@@ -1,4 +1,4 @@
-"""A worse version, taken back: real processes, real requests, the route, the alert, the commands."""
+"""A worse version, taken back: real processes and requests, the route, the alert, the commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support import models
 # A monitor has the lowest priority: on a busy machine it starts, and compares, when others rest.
 pytestmark = pytest.mark.timeout(900)
 
-TOKEN = "let-me-in"  # noqa: S105 - of this test
+TOKEN = "let-me-in"
 
 
 def scores(folder: Path, name: str, shift: int) -> Path:

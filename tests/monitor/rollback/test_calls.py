@@ -25,7 +25,7 @@ from tests.monitor.rollback.bench import Bench
 from tests.monitor.views import FakeView
 
 WITHIN_S = 60.0
-TOKEN = "let-me-in"  # noqa: S105 - of this test
+TOKEN = "let-me-in"
 
 
 class Side:
