@@ -257,6 +257,22 @@ ROLLBACK_ACTION = Instrument(
     " done, blocked, failed, undone. Absent while there is no decision.",
     (*_PAIR, "action", "state"),
 )  # fmt: skip
+LABELS = Instrument(
+    "model_sidecar.labels", Kind.COUNTER, "{label}",
+    "Late labels: matched with their request, early (they wait for it), repeated, refused, lost"
+    " (their request never came: expired, full). And answers that got none, unlabelled: expired,"
+    " full, or not kept for want of an output (output) or for too many rows (rows).",
+    ("model.name", "outcome", "reason"),
+)  # fmt: skip
+LABELS_WAITING = Instrument(
+    "model_sidecar.labels.waiting", Kind.GAUGE, "{request}", "Answers that wait for their label.",
+    ("model.name",),
+)  # fmt: skip
+LABELS_COVERAGE = Instrument(
+    "model_sidecar.labels.coverage", Kind.GAUGE, "1",
+    "Of the answers that wait no longer, the share that got its label; since the monitor started.",
+    ("model.name",),
+)  # fmt: skip
 ALERTS = Instrument(
     "model_sidecar.alerts", Kind.COUNTER, "{alert}",
     "Alerts by outcome: sent (each state once), retried (an attempt failed, another will be made),"
@@ -293,5 +309,6 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     DRIFT_ALARM, DRIFT_ROWS, DRIFT_LAST_SUCCESS, ROLLBACK_EVIDENCE, ROLLBACK_THRESHOLD,
     ROLLBACK_STATE, ROLLBACK_PAIRS, ROLLBACK_THRESHOLD_ACT, ROLLBACK_LAST_CHECK, ROLLBACK_STALE,
     ROLLBACK_FROZEN, ROLLBACK_DECISIONS, ROLLBACK_ACTION, ALERTS, ALERTS_WAITING,
+    LABELS, LABELS_WAITING, LABELS_COVERAGE,
     TELEMETRY_ITEMS, TELEMETRY_UP, TELEMETRY_QUEUE,
 )  # fmt: skip

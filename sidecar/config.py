@@ -189,11 +189,14 @@ class SidecarConfig(Settings):
 
     @property
     def monitored(self) -> bool:
-        """Whether a monitor stands beside the gateway: as configured, or as roles, drift or shared
-        traffic need it, or because something is to be told."""
+        """Whether a monitor stands beside the gateway: as configured, or as roles, drift, labels or
+        shared traffic need it, or because something is to be told."""
         if self.monitor.enabled is not None:
             return self.monitor.enabled
-        watched = any(m.is_watched or m.drift.wanted or m.is_split for m in self.models)
+        watched = any(
+            m.is_watched or m.drift.wanted or m.is_split or m.labels is not None
+            for m in self.models
+        )
         return watched or self._tells()
 
     @property

@@ -81,8 +81,8 @@ class MonitorConfig(Settings):
 
     enabled: bool | None = Field(
         None,
-        description="Default: when a variant is a reference, a mirror or a previous version, "
-        "or something is to be told (`telemetry`).",
+        description="Default: when a variant is a reference, a mirror, a candidate or a previous "
+        "version, labels are taken, or something is to be told (`telemetry`).",
     )
     state_dir: AnyPath | None = Field(
         None, description="Evidence and cases are kept here; default: `sidecar-state` beside the "

@@ -16,6 +16,7 @@ from sidecar.cli import (
     drift_commands,
     gateway,
     infer,
+    labels_commands,
     monitor,
     rollback_commands,
     route_commands,
@@ -208,3 +209,4 @@ drift_commands.register(app)
 alerts_commands.register(app)
 rollback_commands.register(app)
 route_commands.register(app)
+labels_commands.register(app)

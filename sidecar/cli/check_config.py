@@ -85,7 +85,7 @@ def _monitor_notes(config: SidecarConfig) -> list[str]:
         f"{model.name}:{variant.key}"
         for model in config.models
         for variant in model.variants
-        if {"mirror", "reference", "previous"} & set(variant.roles)
+        if {"mirror", "reference", "previous", "candidate"} & set(variant.roles)
     ]
     if watched and not config.monitored:
         return [f"nobody watches {', '.join(watched)}: monitor.enabled is false"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sidecar.cli.verdicts import console_for, exit_code, guarded, print_json, show
 
 if TYPE_CHECKING:
+    from sidecar.config import SidecarConfig
     from sidecar.validation.options import Options, Outcome, Progress
     from sidecar.validation.plan import Plan
 
@@ -37,6 +38,7 @@ class Request:
     arbiter: bool = False
     one_at_a_time: bool = False
     in_process: bool = False
+    flip_budget: str | None = None
     as_json: bool = False
 
 
@@ -69,6 +71,8 @@ def _run(request: Request) -> int:
         isolated=not request.in_process,
         command=shlex.join(["sidecar", *sys.argv[1:]]),
     )
+    if request.flip_budget is not None:
+        return _record_flips(request, config, options)
     found, notes = plans(
         config, model=request.model, reference=request.reference, variants=request.variants
     )
@@ -93,6 +97,42 @@ def _run(request: Request) -> int:
     if unwritten is not None:
         raise unwritten
     return exit_code([outcome.result for outcome in outcomes])
+
+
+def _record_flips(request: Request, config: SidecarConfig, options: Options) -> int:
+    """Compare versions, and record how many answers the new one may change; 0: it is recorded.
+
+    The verdicts are shown, and are none on it: a version that was trained anew is meant to differ.
+    """
+    from sidecar.clock import SystemClock
+    from sidecar.monitor.flip_budgets import FlipBudgets
+    from sidecar.monitor.places import state_dir
+    from sidecar.validation import flips
+    from sidecar.validation.plan import plans
+
+    assert request.flip_budget is not None
+    stated = flips.parse_budget(request.flip_budget)
+    if request.reference is None and not request.variants:
+        found = flips.version_plans(config, request.model)
+    else:
+        found, _ = plans(
+            config, model=request.model, reference=request.reference, variants=request.variants
+        )
+    if len(found) > 1:
+        _check_shared(found, options)
+    outcomes, budgets = [], []
+    for plan in found:
+        outcomes.append(_execute(plan, options, request))
+        budgets += flips.measure(plan, outcomes[-1], stated, SystemClock().now_ns())
+    _print(outcomes, [], as_json=request.as_json)
+    budgets_of = FlipBudgets(state_dir(config, request.config.parent))
+    budgets_of.record(budgets)
+    for one in budgets:
+        said = "stated" if one.stated else f"the upper bound at {100 * (1 - one.alpha):g} %"
+        text = f"recorded: {one.new} may change {100 * one.budget:.3g} % of rows beside "
+        text += f"{one.previous} ({said}; measured: {one.flips} of {one.rows})"
+        print(text, file=sys.stderr)
+    return 0
 
 
 def _execute(plan: Plan, options: Options, request: Request) -> Outcome:

@@ -38,6 +38,15 @@ Arbiter = Annotated[
     ),
 ]
 
+FlipBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--flip-budget", metavar="measured|SHARE",
+        help="Compare versions instead, and record how many rows the new one may change, for the "
+        "monitor's checks: the upper bound of what is measured, or a share.",
+    ),
+]  # fmt: skip
+
 
 def register(app: typer.Typer) -> None:
     """Add the three commands to ``app``."""
@@ -93,8 +102,9 @@ def _validate(
             help="Load variants into this process, for a debugger: one that crashes ends it.",
         ),
     ] = False,
+    flip_budget: FlipBudget = None,
     as_json: AsJson = False,
-) -> None:
+) -> None:  # fmt: skip
     """Compare every variant with the reference, and judge.
 
     Exits with 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 4 INVALID; 2 when it could not be judged.
@@ -106,7 +116,7 @@ def _validate(
         rows=rows, seed=seed, batch_size=batch_size, reference=reference,
         variants=tuple(variants or ()), limits=tuple(limits or ()), report=report,
         localize=localize, arbiter=arbiter, one_at_a_time=one_at_a_time,
-        in_process=in_process, as_json=as_json,
+        in_process=in_process, flip_budget=flip_budget, as_json=as_json,
     )  # fmt: skip
     raise typer.Exit(validate.run(request))
 

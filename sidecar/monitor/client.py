@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from sidecar.errors import SidecarError
 from sidecar.monitor.client_alerts import AlertCalls
+from sidecar.monitor.client_labels import LabelCalls
 from sidecar.monitor.client_rollback import RollbackCalls
 from sidecar.monitor.client_route import RouteCalls
 from sidecar.monitor.deep.view import DeepReport
@@ -37,7 +38,7 @@ class MonitorCallError(SidecarError):
         self.is_gone = code in {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}
 
 
-class MonitorClient(AlertCalls, RollbackCalls, RouteCalls):
+class MonitorClient(AlertCalls, LabelCalls, RollbackCalls, RouteCalls):
     """One connection. A context manager; ``close`` ends a stream that another thread reads.
 
     Args:

@@ -11,8 +11,10 @@ import random
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from sidecar.clock import Clock
 from sidecar.config import ModelConfig
@@ -24,6 +26,7 @@ from sidecar.monitor.drift_sample import WindowSample
 from sidecar.monitor.drift_seen import Seen, can_join, join
 from sidecar.monitor.drift_windows import DriftWindows, Judged
 from sidecar.monitor.self_described import looks_batched
+from validators.drift.accuracy import CORRECT
 from validators.drift.columns import Rows
 from validators.drift.reference import Reference
 from validators.drift.state import State
@@ -95,6 +98,8 @@ class ModelDrift:
         self._misfits = 0
         self._misfit = ""
         self._pending: list[Seen] = []
+        #: Of the latest rows whose label came; of this life.
+        self._right: deque[bool] = deque(maxlen=model.drift.deep.rows)
         self.has_begun = False
         self._random = random.Random(0)  # noqa: S311 - a sample, not a secret
 
@@ -334,7 +339,21 @@ class ModelDrift:
         with self.lock:
             if self.registered is None or self.sample is None:
                 return None
-            return self.registered.reference, self.sample.rows()
+            reference, rows = self.registered.reference, self.sample.rows()
+            facts = self.registered.facts
+            labelled = facts.get("labelled_rows")
+            if self._right and isinstance(labelled, int) and labelled > 0:
+                # Only how many were right is known of either side, and nothing more is asked.
+                known = np.zeros(labelled)
+                known[: round(facts.get("accuracy", 0.0) * labelled)] = 1
+                reference = replace(reference, sample={**reference.sample, CORRECT: known})
+                rows = {**rows, CORRECT: np.array(self._right, np.float64)}
+            return reference, rows
+
+    def labelled(self, right: Sequence[bool]) -> None:
+        """Whether answers that were served were right, row by row; any thread."""
+        with self.lock:
+            self._right.extend(right)
 
     # --- memory -------------------------------------------------------------------------------
 

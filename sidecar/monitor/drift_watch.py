@@ -184,6 +184,12 @@ class DriftWatch:
         drift = self.models.get(model)
         return None if drift is None else drift.live_sample()
 
+    def labelled(self, model: str, variant: str, right: Sequence[bool]) -> None:
+        """Labels of an answer that ``variant`` served: row by row, whether it was right."""
+        drift = self.models.get(model)
+        if drift is not None and variant.startswith(f"{model}:{drift.version}/"):
+            drift.labelled(right)
+
     def alarming(self, model: str) -> bool:
         """Whether a model's windows say that it drifts now."""
         drift = self.models.get(model)

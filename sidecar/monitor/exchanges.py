@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sidecar.errors import RequestError
 from sidecar.gateway.messages import InferRequest
@@ -14,9 +15,13 @@ from sidecar.monitor.decode import NotComparableError, decode_inputs, decode_out
 from sidecar.monitor.drift_exchanges import has_rows, look
 from sidecar.monitor.drift_watch import DriftWatch
 from sidecar.monitor.exchange import Exchange
+from sidecar.monitor.label_exchanges import wait_for_labels
 from sidecar.monitor.mirror_protocol import Answer, Composition, CopyInfo, Job, Run
 from sidecar.monitor.plan import ModelPlan, Pair, ServedPlan
 from sidecar.runtimes.base import Array
+
+if TYPE_CHECKING:
+    from sidecar.monitor.labels import LateLabels
 
 #: Other requests that one is joined with, at most, to see the reference's own noise.
 _COMPANIONS_MAX = 3
@@ -80,12 +85,17 @@ class Item:
 class Reader:
     """Decodes exchanges, and counts by reason those that cannot be mirrored.
 
-    ``drift`` gets those that are watched for drift, mirrored or not.
+    ``drift`` gets those that are watched for drift, mirrored or not; ``labels`` those that take
+    labels and are not mirrored (of the others the worker knows more).
     """
 
-    def __init__(self, plans: Mapping[str, ModelPlan], drift: DriftWatch | None = None) -> None:
+    def __init__(
+        self, plans: Mapping[str, ModelPlan], drift: DriftWatch | None = None,
+        labels: LateLabels | None = None,
+    ) -> None:  # fmt: skip
         self._plans = plans
         self._drift = drift
+        self._labels = labels
         self.not_mirrored: Counter[str] = Counter()
 
     def read(self, exchange: Exchange) -> Item | None:
@@ -97,6 +107,8 @@ class Reader:
             self.not_mirrored["drift_only" if wanted_for_drift else "no_pair"] += 1
             if self._drift is not None and wanted_for_drift:
                 look(self._drift, exchange, plan)
+            if self._labels is not None and self._labels.takes(exchange.model):
+                wait_for_labels(self._labels, exchange, plan)
             return None
         try:
             parsed = parse(exchange)

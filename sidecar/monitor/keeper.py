@@ -10,6 +10,7 @@ from sidecar.clock import Clock
 from sidecar.monitor.drift_watch import DriftWatch
 from sidecar.monitor.events import EventLog
 from sidecar.monitor.evidence import Evidence
+from sidecar.monitor.labels import LateLabels
 from sidecar.monitor.rows import StoreError
 from sidecar.monitor.store import Store
 from sidecar.monitor.view import StoreStatus
@@ -28,12 +29,13 @@ class Keeper:
 
     def __init__(
         self, folder: Path, evidence: Evidence, events: EventLog, clock: Clock,
-        drift: DriftWatch | None = None,
+        drift: DriftWatch | None = None, labels: LateLabels | None = None,
     ) -> None:  # fmt: skip
         self._folder = folder
         self._evidence = evidence
         self._events = events
         self._drift = drift
+        self._labels = labels
         self._clock = clock
         self._store: Store | None = None
         self._message = ""
@@ -59,6 +61,8 @@ class Keeper:
             self._events.load(store)
             if self._drift is not None:
                 self._drift.load(store)
+            if self._labels is not None:
+                self._labels.load(store)
         except StoreError as error:
             if store is not None:
                 store.close()
@@ -75,6 +79,9 @@ class Keeper:
         if self._store is None and (wait or not self.open()):
             return
         assert self._store is not None
+        if self._labels is not None:
+            with suppress(StoreError):
+                self._labels.flush(self._store)
         if self._evidence.flush(self._store):
             self._events.flush(self._store)
         if self._drift is not None:

@@ -41,6 +41,14 @@ class LabelCounts:
 class LabelSink(Protocol):
     """Takes labels; any thread."""
 
+    def check(self, model: str) -> None:
+        """See that labels of a model are taken.
+
+        Raises:
+            NotFoundError: there is no such model. InvalidRequestError: it takes none.
+        """
+        ...
+
     def put(self, labels: Sequence[Label]) -> LabelCounts:
         """Match what can be matched; never waits for anything."""
         ...

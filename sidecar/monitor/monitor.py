@@ -18,7 +18,7 @@ from sidecar import __version__
 from sidecar.clock import Clock
 from sidecar.config import SidecarConfig, telemetry
 from sidecar.gateway.pages import Page
-from sidecar.monitor import places
+from sidecar.monitor import calls_labels, places
 from sidecar.monitor.alert_side import AlertSide
 from sidecar.monitor.budget import TICK_S, AdaptiveRate, Budget, own_cpu_s
 from sidecar.monitor.casebook import open_cases
@@ -29,10 +29,12 @@ from sidecar.monitor.events import EventLog
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchange import Exchange
 from sidecar.monitor.exchanges import Item
+from sidecar.monitor.flip_budgets import FlipBudgets
 from sidecar.monitor.http_side import HttpSide
 from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.judge import Judge
 from sidecar.monitor.keeper import Keeper
+from sidecar.monitor.labels import LateLabels
 from sidecar.monitor.ledger import Ledger, by_reason
 from sidecar.monitor.measured_evidence import MeasuredEvidence
 from sidecar.monitor.measures import Measures
@@ -102,8 +104,9 @@ class Monitor:
         self.measures = Measures(pages, config, serve_started_ns, self._routing.routes.shares)
         self.telling = Telling(telemetry(config), self.measures.exemplar, clock)
         self._drift = DriftSide(config, self._events, self._state_dir, self.telling, clock)
+        self._labels = LateLabels(config.models, self._evidence, clock, self._drift.watch.labelled)
         self._keeper = Keeper(
-            self._state_dir, self._evidence, self._events, clock, self._drift.watch
+            self._state_dir, self._evidence, self._events, clock, self._drift.watch, self._labels
         )
         self.alerts = AlertSide(
             config.alerts, lambda: self._keeper.store, clock,
@@ -128,7 +131,7 @@ class Monitor:
             self._ingest, self._mirror, self._evidence, self._plans, self._casebook, self._budget,
             noise_rate=settings.mirror.noise_rate, flush_s=settings.flush_s, clock=clock,
             on_crash=self._on_crash, watch=watch if self.telling.tells_spans else None,
-            drift=self._drift.watch,
+            drift=self._drift.watch, labels=self._labels,
         )  # fmt: skip
         self._judge = Judge(self._evidence, self._plans, self._events)
         self._board = StatusBoard(self._evidence, self._judge)
@@ -139,8 +142,8 @@ class Monitor:
         )  # fmt: skip
         self.rollback = RollbackSide(
             config, self._plans, self._evidence, self.measures, self.alerts.outbox,
-            lambda: self._keeper.store, self._events, clock,
-            copies=self._mirror.copies, routes=self._routing.routes,
+            lambda: self._keeper.store, self._events, clock, copies=self._mirror.copies,
+            budget=FlipBudgets(self._state_dir).budget, routes=self._routing.routes,
             serve_started_ns=serve_started_ns,
         )  # fmt: skip
         self.http = HttpSide(config, clock)
@@ -166,7 +169,8 @@ class Monitor:
         self._keeper.open()
         self.alerts.start()
         methods = {
-            **self.alerts.methods(), **self._routing.methods(), **self.rollback.methods()
+            **self.alerts.methods(), **self._routing.methods(), **self.rollback.methods(),
+            **calls_labels.methods(self._labels),
         }  # fmt: skip
         self._server = MonitorServer(
             self, reports=self._drift.deep, methods=methods,
@@ -184,13 +188,10 @@ class Monitor:
         # Meanwhile: what has been counted is told before the copies are there.
         self.telling.start(
             [
-                self.measures.points,
-                self.measured_evidence.points,
-                self._drift.points,
-                self.alerts.points,
-                self.rollback.points,
+                self.measures.points, self.measured_evidence.points, self._drift.points,
+                self.alerts.points, self.rollback.points, self._labels.points,
             ]
-        )
+        )  # fmt: skip
         while not loaded.wait(0.1):
             if self.stop_requested.is_set():
                 raise Stopped
@@ -249,6 +250,7 @@ class Monitor:
         with self._looking:
             self._judge.look()
         self._drift.tick()
+        self._labels.tick()
         self._counts()
         rate = self._rate.update(
             used=self._budget.tick(),

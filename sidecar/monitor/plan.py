@@ -257,7 +257,7 @@ class _Planner:
         if not pair.blocked:
             variants = self._variants[candidate], self._variants[baseline]
             precision = pair_precision(self._precisions, self._model, *variants)
-            pair.identity = _identity(*variants)
+            pair.identity = pair_identity(*variants)
             pair.policies = PairPolicies(self._model, precision, signatures[1], pair.identity)
         return pair
 
@@ -273,10 +273,14 @@ def _runs(pairs: list[Pair], served: str) -> list[str]:
     return list(wanted)
 
 
-def _identity(*variants: VariantConfig) -> str:
-    """Six hex digits of both artifacts' contents; of a remote variant, of where it is."""
+def pair_identity(candidate: VariantConfig, baseline: VariantConfig) -> str:
+    """Six hex digits of both artifacts' contents; of a remote variant, of where it is.
+
+    Raises:
+        SidecarError: an artifact cannot be read.
+    """
     digest = hashlib.sha256()
-    for variant in variants:
+    for variant in (candidate, baseline):
         runtime = variant.runtime
         if runtime.kind == "remote":
             where = (runtime.address, runtime.model_name, runtime.model_version)

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 def sampled_models(config: SidecarConfig) -> frozenset[str] | None:
     """Names of the models whose requests the monitor is to hear of; ``None``: all.
 
-    Those that have a candidate, and those to be watched for drift. A monitor that was asked for
-    without either hears of everything.
+    Those that have a candidate, those to be watched for drift, and those that take labels. A
+    monitor that was asked for without any of them hears of everything.
     """
-    names = frozenset(m.name for m in config.models if m.is_watched or m.drift.wanted)
+    names = frozenset(
+        m.name for m in config.models if m.is_watched or m.drift.wanted or m.labels is not None
+    )
     return None if not names and config.monitor.enabled is True else names
 
 

@@ -164,6 +164,14 @@ INCARNATIONS = sa.Table(
     sa.Column("host", sa.Text, nullable=False),
     sa.Column("version", sa.Text, nullable=False),
 )
+LABELS = sa.Table(
+    "labels_waiting",
+    METADATA,
+    *(sa.Column(part, sa.Text, primary_key=True) for part in ("model", "kind", "request_id")),
+    sa.Column("wall_ns", sa.BigInteger, nullable=False),
+    sa.Column("plain", Json, nullable=False),
+)
+sa.Index("labels_waiting_by_age", LABELS.c.model, LABELS.c.wall_ns)
 
 
 def evidence_values(row: EvidenceRow) -> dict[str, Any]:

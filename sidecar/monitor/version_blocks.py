@@ -15,6 +15,7 @@ from sidecar.monitor import harms
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.rows import EvidenceKey
 from sidecar.runtimes.base import Array
+from validators.sequential.paired import CELLS
 
 #: Sums nearer to 0 than this are 0: shares of rows add up to it with rounding only.
 _NOTHING = 1e-9
@@ -32,54 +33,89 @@ class BlockBets:
         self._open: dict[tuple[EvidenceKey, int], tuple[int, float]] = {}
 
     def add(
-        self, key: EvidenceKey, differences: Array, blocks: Array,
+        self, key: EvidenceKey, differences: Sequence[float], blocks: Sequence[int],
         lengths: Sequence[int] = harms.BLOCK_LENGTHS,
     ) -> None:  # fmt: skip
         """Take the next pairs of a key.
 
         Args:
-            key: of the metric that is counted pair by pair; its ``block`` does not matter.
-            differences: harm of the new version minus that of the previous one, float64 [n].
-            blocks: int64 [n], the stretch of the pair's life that each is counted under; a bet
-                belongs to that of its last pair.
+            key: of the metric that is counted pair by pair, with block 0.
+            differences: harm of the new version minus that of the previous one, [n].
+            blocks: [n], the stretch of the pair's life that each is counted under; a bet belongs to
+                that of its last pair.
             lengths: pairs of a block, each counted apart.
         """
+        # Plain numbers: of the one or the few pairs that a batch has of a rarely used model, numpy
+        # would cost ten times as much.
         for length in lengths:
-            place = replace(key, block=0), length
-            count, total = self._open.get(place, (0, 0.0))
-            at = 0
-            while at < len(differences):
-                end = min(at + length - count, len(differences))
-                total += float(np.sum(differences[at:end]))
-                count += end - at
-                at = end
+            count, total = self._open.get((key, length), (0, 0.0))
+            for value, block in zip(differences, blocks, strict=True):
+                count, total = count + 1, total + value
                 if count == length:
-                    self._bet(key, length, total, int(blocks[at - 1]))
+                    cell = "n00" if abs(total) < _NOTHING else ("n10" if total > 0 else "n01")
+                    self._bet(key, length, block, {cell: 1.0})
                     count, total = 0, 0.0
-            self._open[place] = count, total
+            self._open[key, length] = count, total
 
-    def add_capped(self, key: EvidenceKey, harmed: Array, blocks: Array, length: int) -> None:
+    def add_capped(
+        self, key: EvidenceKey, harmed: Sequence[float], blocks: Sequence[int], length: int
+    ) -> None:
         """The same for what has a budget instead of another side.
 
         A block counts X = min(1, the sum of its pairs' ``harmed``) to n10 and 1 − X to n00.
         """
-        place = replace(key, block=0), -length
-        count, total = self._open.get(place, (0, 0.0))
-        for value, block in zip(harmed.tolist(), blocks.tolist(), strict=True):
+        count, total = self._open.get((key, -length), (0, 0.0))
+        for value, block in zip(harmed, blocks, strict=True):
             count, total = count + 1, total + value
             if count == length:
                 capped = min(1.0, total)
-                cells = {"n11": 0.0, "n10": capped, "n01": 0.0, "n00": 1.0 - capped}
-                by_blocks = replace(key, metric=harms.by(key.metric, length), block=block)
-                self._evidence.add(by_blocks, cells)
+                self._bet(key, length, block, {"n10": capped, "n00": 1.0 - capped})
                 count, total = 0, 0.0
-        self._open[place] = count, total
+        self._open[key, -length] = count, total
 
-    def _bet(self, key: EvidenceKey, length: int, total: float, block: int) -> None:
-        cell = "n00" if abs(total) < _NOTHING else ("n10" if total > 0 else "n01")
-        cells = {"n11": 0.0, "n10": 0.0, "n01": 0.0, "n00": 0.0, cell: 1.0}
+    def _bet(self, key: EvidenceKey, length: int, block: int, cells: dict[str, float]) -> None:
         by_blocks = replace(key, metric=harms.by(key.metric, length), block=block)
-        self._evidence.add(by_blocks, cells)
+        self._evidence.add(by_blocks, {**_NO_CELLS, **cells})
+
+
+_NO_CELLS = dict.fromkeys(CELLS, 0.0)
+
+
+def add_cells(
+    evidence: Evidence, keys: Sequence[EvidenceKey], new: Array, previous: Array, blocks: Array
+) -> None:
+    """Count pairs by their stretch, under several keys at once.
+
+    Args:
+        keys: [m], with block 0.
+        new, previous: harms in [0, 1], float64 [n, m].
+        blocks: int64 [n], in order.
+    """
+    # As ``paired.split`` does it, of all columns in one go.
+    both = np.minimum(new, previous)
+    parts = np.stack([both, new - both, previous - both, 1 - np.maximum(new, previous)], axis=-1)
+    for block, where in spans(blocks):
+        for key, row in zip(keys, parts[where].sum(axis=0).tolist(), strict=True):
+            evidence.add(at_block(key, block), dict(zip(CELLS, row, strict=True)))
+
+
+def spans(blocks: Array) -> list[tuple[int, slice]]:
+    """Where each stretch lies in ``blocks`` (int64, in order)."""
+    if not len(blocks):
+        return []
+    first, last = int(blocks[0]), int(blocks[-1])
+    if first == last:
+        return [(first, slice(None))]
+    begins = np.flatnonzero(np.diff(blocks, prepend=blocks[0] - 1)).tolist()
+    ends = [*begins[1:], len(blocks)]
+    return [(int(blocks[a]), slice(a, b)) for a, b in zip(begins, ends, strict=True)]
+
+
+def at_block(key: EvidenceKey, block: int) -> EvidenceKey:
+    """The same key for another stretch (``dataclasses.replace`` takes ten times as long)."""
+    return EvidenceKey(
+        key.model, key.candidate, key.baseline, key.output, key.metric, key.policy, block
+    )
 
 
 class PairIndex:

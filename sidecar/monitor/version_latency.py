@@ -19,11 +19,11 @@ from sidecar.monitor.exchanges import Item
 from sidecar.monitor.mirror_protocol import ERRORS, Answer
 from sidecar.monitor.plan import Pair
 from sidecar.monitor.rows import EvidenceKey
-from sidecar.monitor.version_blocks import BlockBets, PairIndex
+from sidecar.monitor.version_blocks import BlockBets, PairIndex, add_cells
 from sidecar.runtimes.base import Array
 from validators.sequential import latency
 from validators.sequential.autocorrelation import Autocorrelation
-from validators.sequential.paired import BLOCK, CELLS, split
+from validators.sequential.paired import BLOCK
 from validators.sketches import LogHistogram
 
 #: The sides' times, as sketches of milliseconds.
@@ -78,13 +78,12 @@ class Latency:
 
     def _bet(self, key: EvidenceKey, harmed: tuple[Array, Array], blocks: Array) -> None:
         new, previous = (side.astype(np.float64) for side in harmed)
-        for column, metric in enumerate(latency.METRICS):
-            place = replace(key, metric=metric)
-            for block in np.unique(blocks).tolist():
-                cells = split(new[blocks == block, column], previous[blocks == block, column])
-                named = dict(zip(CELLS, cells.tolist(), strict=True))
-                self._evidence.add(replace(place, block=block), named)
-            self._bets.add(place, new[:, column] - previous[:, column], blocks)
+        sides = key.model, key.candidate, key.baseline
+        keys = [EvidenceKey(*sides, "", metric, key.policy) for metric in latency.METRICS]
+        add_cells(self._evidence, keys, new, previous, blocks)
+        of_pairs = blocks.tolist()
+        for place, differences in zip(keys, (new - previous).T.tolist(), strict=True):
+            self._bets.add(place, differences, of_pairs)
 
     def _calibrate(
         self, pair: Pair, timed: list[tuple[Item, int]], bounds: Array, margin: float, wanted: int

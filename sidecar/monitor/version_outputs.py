@@ -11,7 +11,7 @@ of the previous one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,9 @@ import numpy as np
 from sidecar.monitor import harms
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.rows import EvidenceKey
-from sidecar.monitor.version_blocks import BlockBets
+from sidecar.monitor.version_blocks import BlockBets, add_cells
 from sidecar.runtimes.base import Array
 from validators.dtypes import dtype_class
-from validators.sequential.paired import CELLS, split
 
 #: Classes of one output that are counted by themselves. They are the first that were answered, and
 #: what comes after is ``OTHER``: so a count begins with the first answer that could belong to it.
@@ -78,14 +77,16 @@ class OutputClasses:
         if not counted:
             return
         of_blocks = np.array(kept, np.int64)
-        for name in sorted(known.classes) + ([OTHER] if known.has_other else []):
-            harmed = np.array([[side.get(name, 0.0) for side in pair] for pair in counted])
-            place = EvidenceKey(*_sides(key), key.output, f"{harms.OUTPUT}{name}", key.policy)
-            for block in np.unique(of_blocks).tolist():
-                cells = split(*harmed[of_blocks == block].T)
-                named = dict(zip(CELLS, cells.tolist(), strict=True))
-                self._evidence.add(replace(place, block=block), named)
-            self._bets.add(place, harmed[:, 0] - harmed[:, 1], of_blocks, (harms.BLOCK_LENGTHS[0],))
+        classes = sorted(known.classes) + ([OTHER] if known.has_other else [])
+        harmed = np.array([[[side.get(c, 0.0) for c in classes] for side in p] for p in counted])
+        keys = [self._key(key, name) for name in classes]
+        add_cells(self._evidence, keys, harmed[:, 0], harmed[:, 1], of_blocks)
+        for place, column in zip(keys, (harmed[:, 0] - harmed[:, 1]).T.tolist(), strict=True):
+            self._bets.add(place, column, kept, harms.BLOCK_LENGTHS[:1])
+
+    @staticmethod
+    def _key(key: EvidenceKey, name: str) -> EvidenceKey:
+        return EvidenceKey(*_sides(key), key.output, f"{harms.OUTPUT}{name}", key.policy)
 
     def _names(
         self, key: EvidenceKey, known: _Known, new: Answers | None, previous: Answers | None

@@ -18,12 +18,12 @@ from sidecar.monitor.exchanges import Item
 from sidecar.monitor.plan import ModelPlan, Pair
 from sidecar.monitor.record import Recorder
 from sidecar.monitor.rows import EvidenceKey
-from sidecar.monitor.version_blocks import BlockBets, PairIndex
+from sidecar.monitor.version_blocks import BlockBets, PairIndex, add_cells
 from sidecar.monitor.version_latency import NEW_MS, PREVIOUS_MS, Latency
 from sidecar.monitor.version_outputs import OutputClasses
 from sidecar.monitor.version_repeats import Repeats
 from sidecar.runtimes.base import Array
-from validators.sequential.paired import BLOCK, CELLS, split
+from validators.sequential.paired import BLOCK
 
 __all__ = ["NEW_MS", "PREVIOUS_MS", "WARM_UP_PAIRS", "VersionPairs", "both_ran"]
 
@@ -87,11 +87,9 @@ class VersionPairs:
         numbers = self._index.take(error, len(items))
         blocks = numbers // BLOCK
         failed = np.array([[a.failure != "" for a in new], [a.failure != "" for a in previous]])
-        harmed = failed.astype(np.float64)
-        for block in np.unique(blocks).tolist():
-            chosen = harmed[:, blocks == block]
-            self._add(self._key(pair, harms.ERROR, block), split(chosen[0], chosen[1]))
-        self._bets.add(error, harmed[0] - harmed[1], blocks)
+        harmed = failed.astype(np.float64)[..., None]
+        add_cells(self._evidence, [error], harmed[0], harmed[1], blocks)
+        self._bets.add(error, (harmed[0] - harmed[1])[:, 0].tolist(), blocks.tolist())
         warm = self._warm_from(pair, child, len(items))
         config = self._plans[pair.model].config
         self._latency.count(
@@ -101,9 +99,6 @@ class VersionPairs:
         answered: Array = ~np.any(failed, axis=0)
         both = [item for item, ok in zip(items, answered.tolist(), strict=True) if ok]
         self._count_answers(pair, both, blocks[answered])
-
-    def _add(self, key: EvidenceKey, cells: Array) -> None:
-        self._evidence.add(key, dict(zip(CELLS, cells.tolist(), strict=True)))
 
     def _key(
         self, pair: Pair, metric: str, block: int, output: str = "", policy: str = ""
@@ -130,14 +125,12 @@ class VersionPairs:
         for name, output in result.outputs.items():
             policy = pair.policies.hashes.get(name, f"{pair.identity}-")
             flip = self._key(pair, harms.FLIP, 0, name, policy)
-            for block in np.unique(blocks).tolist():
-                chosen = output.compared & (blocks == block)
-                flipped = output.x[chosen]
-                # Between two answers neither is the wrong one: what differs counts as the new's.
-                cells = split(flipped, np.zeros_like(flipped))
-                self._add(self._key(pair, harms.FLIP, block, name, policy), cells)
             compared = output.compared
-            self._bets.add_capped(flip, output.x[compared], blocks[compared], _SHORT)
+            flipped, of_pairs = output.x[compared], blocks[compared]
+            # Between two answers neither is the wrong one: what differs counts as the new's.
+            column = flipped[:, None]
+            add_cells(self._evidence, [flip], column, np.zeros_like(column), of_pairs)
+            self._bets.add_capped(flip, flipped.tolist(), of_pairs.tolist(), _SHORT)
             sound = compared & ~output.structural
             answers = [
                 (candidates[at][name], truths[at][name]) for at in np.flatnonzero(sound).tolist()

@@ -21,6 +21,7 @@ from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchange import Exchange
 from sidecar.monitor.exchanges import Item, Planner, Reader
 from sidecar.monitor.ingest import Ingest
+from sidecar.monitor.labels import LateLabels
 from sidecar.monitor.mirror import MirrorProcess, Stopped
 from sidecar.monitor.mirror_protocol import Outcome
 from sidecar.monitor.plan import ModelPlan
@@ -52,6 +53,7 @@ class Worker:
         on_crash: is told of an exchange that ended the child.
         watch: is shown every micro-batch when it is done.
         drift: is given the exchanges of the models that it watches.
+        labels: is given the answers that wait for labels.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Worker:
         on_crash: Callable[[Item], None],
         watch: Watch | None = None,
         drift: DriftWatch | None = None,
+        labels: LateLabels | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._ingest = ingest
@@ -85,7 +88,8 @@ class Worker:
         self._flush_at_ns = clock.monotonic_ns() + self._flush_ns
         rng = rng or random.Random()  # noqa: S311 - a sample and an order, not a secret
         self._drift = drift
-        self.reader = Reader(plans, drift)
+        self._labels = labels
+        self.reader = Reader(plans, drift, labels)
         self._planner = Planner(mirror.copies, noise_rate, rng)
         self.tally = Tally()
         self.recorder = Recorder(evidence, self.tally)
@@ -171,6 +175,9 @@ class Worker:
         end_ns = self._clock.monotonic_ns()
         self.recorder.noise(items)
         self._versions.count(items, self._mirror.lives)
+        if self._labels is not None:
+            for item in items:
+                self._labels.see(item)
         done = {id(item) for pair_batch in compared for item in pair_batch.items}
         done |= {id(item) for pair_batch in compared for item, _ in pair_batch.failed}
         done |= {id(item) for item in items if self._versions.has_counted(item)}

@@ -353,3 +353,26 @@ def test_a_blocked_pair_says_why(clock):
     [pair] = bench.board.model(bench.plan).pairs
     assert (pair.verdict, pair.blocked) == (None, bench.pair.blocked)
     assert bench.told() == []
+
+
+def test_all_keys_are_known_in_order_whatever_came_and_went(tmp_path, clock):
+    evidence, _, keeper = life(tmp_path, clock)
+    keys = [replace(KEY, block=number) for number in range(3)]
+    for key in reversed(keys):
+        evidence.add(key, {"n": 1})
+        assert key in evidence.all_keys()
+    other = replace(KEY, metric="noise")
+    evidence.set_cells(other, {"n": 1})
+    assert evidence.all_keys() == [*keys, other]
+    evidence.all_keys().clear()  # the caller's own
+    assert len(evidence.all_keys()) == 4
+    assert keeper.open()
+    keeper.close()
+    later, _, keeper = life(tmp_path, clock)
+    assert later.all_keys() == []
+    assert keeper.open()
+    assert later.all_keys() == [*keys, other]
+    later.add(replace(KEY, block=500), {"n": 1})  # blocks long past are joined
+    keeper.flush()
+    assert [key.block for key in later.all_keys()] == [0, 500, 0]
+    keeper.close()

@@ -114,8 +114,8 @@ def test_a_block_is_one_bet_on_what_its_pairs_add_up_to(evidence):
     at = 0
     while at < len(harmed):  # in batches of any size
         size = rng.randint(1, 70)
-        part = np.array(harmed[at : at + size])
-        bets.add(key, part, np.arange(at, at + len(part)) // 1000)
+        part = harmed[at : at + size]
+        bets.add(key, part, [number // 1000 for number in range(at, at + len(part))])
         at += size
     for length in harms.BLOCK_LENGTHS:
         expected: dict[int, dict[str, int]] = {}

@@ -128,13 +128,32 @@ def _decided() -> list[Panel]:
     ]  # fmt: skip
 
 
+def _labels() -> list[Panel]:
+    labels = known.LABELS.prometheus_name
+    waiting = known.LABELS_WAITING.prometheus_name
+    coverage = known.LABELS_COVERAGE.prometheus_name
+    return [
+        series("Labels", "Late labels per second, by what became of them.",
+               [Query(f"sum by (model_name, outcome, reason) (rate({labels}{{{MODEL}}}"
+                      "[$__rate_interval]))", "{{model_name}} {{outcome}} {{reason}}")],
+               "ops", width=8),
+        series("Answers that wait", "For their label; then none will come.",
+               [Query(f"sum by (model_name) ({waiting}{{{MODEL}}})", "{{model_name}}")],
+               "none", width=8),
+        series("Coverage", "Of the answers that wait no longer, the share that got its label.",
+               [Query(f"min by (model_name) ({coverage}{{{MODEL}}})", "{{model_name}}")],
+               "percentunit", width=8, most=1),
+    ]  # fmt: skip
+
+
 def rollback() -> Json:
     """Whether new versions are worse, and what was done about it."""
     return dashboard(
         "model-sidecar-rollback", "Model sidecar / Rollback",
         "Each new version beside the previous one: evidence, states, decisions and actions.",
         [variable("model", "Model", f"label_values({_STATE}, model_name)", "Of which models.")],
-        [("Now", _now()), ("Evidence", _evidence()), ("Decisions", _decided())],
+        [("Now", _now()), ("Evidence", _evidence()), ("Decisions", _decided()),
+         ("Late labels", _labels())],
     )  # fmt: skip
 
 
