@@ -121,17 +121,17 @@ class RollbackSide:
             return
         self.book.follow(self._store())
         self._actor.start()
-        interval_s = min(model.rollback.interval_s for model in self._models.values())
+        every_s = {name: model.rollback.interval_s for name, model in self._models.items()}
         try:
-            self._schedule = Schedule(self.check, interval_s)
+            self._schedule = Schedule(every_s, self.check)
             self._schedule.start()
         except Exception:  # a scheduler that does not start is its own loss
             logger.exception("no rollback checks")
 
-    def check(self) -> None:
-        """Look at every pair now. One at a time."""
+    def check(self, model: str) -> None:
+        """Look at a model's pairs now. One at a time."""
         self.book.follow(self._store())
-        self.desk.check()
+        self.desk.check(model)
         if self.book.open():
             self._actor.wake()
 

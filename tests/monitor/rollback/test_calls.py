@@ -225,35 +225,36 @@ def until(check, what: str) -> None:
 def test_checks_come_at_intervals_one_at_a_time_whatever_they_raise():
     running, most, calls = [], [], []
 
-    def check() -> None:
+    def check(model: str) -> None:
         running.append(1)
         most.append(len(running))
-        calls.append(1)
+        calls.append(model)
         running.pop()
         raise RuntimeError("a fault")
 
-    schedule = Schedule(check, 0.05)
+    schedule = Schedule({"m": 0.05, "n": 3600}, check)
     schedule.start()
-    until(lambda: len(calls) >= 4, "checks go on after one that raised")
+    until(lambda: calls.count("m") >= 4, "checks go on after one that raised")
     schedule.close()
     assert max(most) == 1
+    assert calls.count("n") == 1, "at once, and then at its own interval"
 
 
 def test_a_check_that_is_due_when_the_monitor_stops_is_skipped_and_said(caplog):
     entered, leave = threading.Event(), threading.Event()
     calls = []
 
-    def check() -> None:
-        calls.append(1)
+    def check(model: str) -> None:
+        calls.append(model)
         entered.set()
         leave.wait(WITHIN_S)
 
-    schedule = Schedule(check, 0.05)
+    schedule = Schedule({"m": 0.05}, check)
     schedule.start()
     assert entered.wait(WITHIN_S)
     schedule.close()
     leave.set()
     with caplog.at_level("INFO"):
-        schedule._run()  # what was due meanwhile
+        schedule._run("m")  # what was due meanwhile
     assert (len(calls), schedule.skipped) == (1, 1)
     assert "skipped: the monitor stops" in caplog.text
