@@ -103,7 +103,7 @@ class Outbox:
             self._count(channel, outcome, count)
             if outcome == "refused":
                 logger.error(
-                    "%d alerts are not told to %s: %d wait already (alerts.max_waiting)",
+                    "%d alerts are not told to %s, for which %d wait already (alerts.max_waiting)",
                     count, channel, self._settings.max_waiting,
                 )  # fmt: skip
 

@@ -235,6 +235,31 @@ def test_it_is_given_up_after_so_long_and_said(tmp_path, caplog):
         assert len(receiver.got) == told
 
 
+def test_of_many_that_wait_each_is_given_up_in_time(tmp_path):
+    dead = webhook(f"http://127.0.0.1:{free_port()}")
+    with Desk(tmp_path, dead, give_up_after_s=600, last_retry_s=10) as desk:
+        desk.put(*(alert(id=f"d-{n}") for n in range(30)))
+        desk.run(500)
+        assert desk.count("failed") == 0
+        desk.put(alert(id="late"))
+        desk.run(550)
+        assert desk.count("failed") == 30, "though a pause lies between two attempts"
+        assert desk.of("late")[0].state == "waiting"
+
+
+def test_the_time_that_the_process_was_away_does_not_count(tmp_path):
+    clock, dead = TwoClocks(), webhook(f"http://127.0.0.1:{free_port()}")
+    with Desk(tmp_path, dead, clock=clock, give_up_after_s=600, last_retry_s=20) as desk:
+        desk.put(alert())
+        desk.run(300)
+    clock.advance(48 * HOUR_S)
+    with Desk(tmp_path, dead, clock=clock, give_up_after_s=600, last_retry_s=20) as desk:
+        desk.run(200)
+        assert desk.state == "waiting"
+        desk.run(200)
+        assert desk.state == "failed"
+
+
 def test_what_is_refused_for_good_is_not_tried_again_and_holds_up_nothing(tmp_path):
     with (
         AlertReceiver(lambda n: Reply(400, body=b"no") if n == 0 else Reply()) as receiver,
@@ -328,13 +353,16 @@ def test_a_clock_that_was_set_back_while_the_process_was_away(tmp_path):
 # --- bounds ---------------------------------------------------------------------------------------
 
 
-def test_only_so_many_wait(tmp_path, caplog):
-    port = free_port()
-    with Desk(tmp_path, webhook(f"http://127.0.0.1:{port}"), max_waiting=3) as desk:
-        desk.put(*(alert(id=f"d-{n}") for n in range(5)))
-        assert desk.outbox.waiting() == {"hook": 3}
-        assert desk.count("refused") == 2
-        assert "2 alerts are not told to hook: 3 wait already (alerts.max_waiting)" in caplog.text
+def test_only_so_many_wait_for_a_channel(tmp_path, receiver, caplog):
+    dead = webhook(f"http://127.0.0.1:{free_port()}")
+    with Desk(tmp_path, dead, webhook(receiver.url, "well"), max_waiting=3) as desk:
+        for n in range(5):
+            desk.put(alert(id=f"d-{n}"))
+            desk.step()
+        assert desk.outbox.waiting() == {"hook": 3, "well": 0}
+        assert len(receiver.got) == 5, "one that is dead takes no room from the others"
+        assert (desk.count("refused"), desk.count("refused", "well")) == (2, 0)
+        assert "1 alerts are not told to hook, for which 3 wait already" in caplog.text
 
 
 def test_what_is_done_is_kept_up_to_a_number(tmp_path, receiver):
