@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 from exporters.alerts.alert import Alert, ChannelError, DeliveryError, Severity, State
@@ -51,8 +52,11 @@ def make(common: Common, *, url: str) -> AppriseChannel:
     # At lower levels it logs URLs and payloads; what it says of a URL it does not know is nothing
     # that we do not say.
     log.setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3").setLevel(logging.INFO)
     notifier = apprise.Apprise(asset=apprise.AppriseAsset(async_mode=False, app_id="model-sidecar"))
-    known = notifier.add(url)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of what its plug-ins import
+        known = notifier.add(url)
     log.setLevel(logging.WARNING)
     if not known:
         message = "is no URL that Apprise knows (https://github.com/caronc/apprise/wiki)"

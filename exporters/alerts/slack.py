@@ -45,10 +45,10 @@ def message(alert: Alert) -> str:
     """The message; it has the alert's id, so that two of the same can be told."""
     is_firing = alert.state is State.FIRING
     mark = _MARKS[alert.severity] if is_firing else ":white_check_mark:"
-    lines = [f"{mark} *{escape(clip(title(alert), _FACT_MAX))}*"]
+    lines = [f"{mark} *{_fitted(title(alert), _FACT_MAX)}*"]
     if alert.text:
-        lines.append(escape(clip(alert.text, _STORY_MAX)))
-    known = [f"• {escape(name)}: {escape(clip(text, _FACT_MAX))}" for name, text in facts(alert)]
+        lines.append(_fitted(alert.text, _STORY_MAX))
+    known = [f"• {escape(name)}: {_fitted(text, _FACT_MAX)}" for name, text in facts(alert)]
     links = [f"<{_url(url)}|{escape(name)}>" for name, url in alert.links.items()]
     # Whole lines go where it is too long; a link that is cut in two is none.
     size = sum(map(len, lines)) + len(lines)
@@ -57,6 +57,13 @@ def message(alert: Alert) -> str:
         if line and size <= _TEXT_MAX:
             lines.append(line)
     return "\n".join(lines)
+
+
+def _fitted(text: str, characters: int) -> str:
+    """Escaped, at most so many characters long, and no escape cut in two."""
+    while len(made := escape(text)) > characters:
+        text = clip(text, max(1, min(len(text) - 1, len(text) * characters // len(made))))
+    return made
 
 
 def _url(url: str) -> str:

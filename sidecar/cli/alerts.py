@@ -44,12 +44,15 @@ def run_test(
 
 
 def _from_here(path: Path, channel: str) -> list[Delivery]:
+    from sidecar import logs
     from sidecar.alert_channels import make_channels
     from sidecar.clock import SystemClock
     from sidecar.config import load
     from sidecar.monitor.outbox import Outbox
 
-    settings = load(path).alerts
+    config = load(path)
+    logs.configure(config.log)
+    settings = config.alerts
     outbox = Outbox(lambda: None, make_channels(settings), settings, SystemClock())
     try:
         return outbox.test(channel)

@@ -65,6 +65,7 @@ class Outbox:
         )
         self._counting = threading.Lock()
         self._testing = threading.Lock()
+        self._unsettled = threading.Lock()  # taken, it is done
         self._stopping = threading.Event()
         self._wakers = {channel.name: threading.Event() for channel in self.channels}
         patience = Patience(
@@ -102,7 +103,7 @@ class Outbox:
             self._count(channel, outcome, count)
             if outcome == "refused":
                 logger.error(
-                    "%d alerts are not told to %s: %d wait already (alerts.max_waiting)",
+                    "%d alerts are not told to %s, for which %d wait already (alerts.max_waiting)",
                     count, channel, self._settings.max_waiting,
                 )  # fmt: skip
 
@@ -133,11 +134,24 @@ class Outbox:
         for thread in self._threads:
             thread.start()
 
+    def _settle(self) -> None:
+        """Once: what waits for a channel that is no more must not wait for ever."""
+        tables = self._tables()
+        if tables is None or not self._unsettled.acquire(blocking=False):
+            return
+        try:
+            names = [channel.name for channel in self.channels]
+            for name in tables.give_up_others(names, self._clock.now_ns()):
+                logger.error("alerts for %s are given up: no channel is called so any more", name)
+        except StoreError:  # which the store has said
+            self._unsettled.release()
+
     def _run(self, sender: Sender) -> None:
         waker = self._wakers[sender.channel.name]
         while not self._stopping.is_set():
             waker.clear()
             try:
+                self._settle()
                 more = sender.step()
             except Exception:  # a channel's thread must not end
                 logger.exception("the alerts of %s wait", sender.channel.name)

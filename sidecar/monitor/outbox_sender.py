@@ -96,7 +96,7 @@ class Sender:
         self._rng = rng or random.SystemRandom()
         self._offset_ns: int | None = None
         self._failures = 0
-        self._paused_ns = 0
+        self._failing_since_ns = self._paused_ns = 0
         self._done = 0
         self._cannot_read = False
         self._unwritten: dict[str, Outgoing] = {}
@@ -169,10 +169,10 @@ class Sender:
                 row = replace(row, state=SUPPRESSED)
             self._write(tables, replace(row, due_ns=-now_ns))
             return True
-        elapsed_s = max(0, now_ns - row.tried_ns) / 1e9 if row.tried_ns else 0.0
-        waited_s = row.waited_s + min(elapsed_s, 2 * row.pause_s + self.channel.timeout_s)
-        is_first = row.state == WAITING
-        row = replace(row, tried_ns=now_ns, waited_s=waited_s, attempts=row.attempts + is_first)
+        row = replace(
+            row, tried_ns=now_ns, waited_s=row.waited_s + self._waited_s(row, now_ns),
+            attempts=row.attempts + (row.state == WAITING),
+        )  # fmt: skip
         if not (row.taken or row.unsure):
             self._write(tables, replace(row, unsure=True))
         try:
@@ -188,6 +188,16 @@ class Sender:
             return self._failed(tables, row, fault)
         self._succeeded(tables, row)
         return True
+
+    def _waited_s(self, row: Outgoing, now_ns: int) -> float:
+        """Since it was tried last, as far as the channel has failed in this life.
+
+        (So that neither a clock that jumps nor a process that was away makes it give up.)
+        """
+        if not self._failures:
+            return 0.0
+        failing_ns = self._clock.monotonic_ns() - self._failing_since_ns
+        return min(max(0, now_ns - max(row.tried_ns, row.since_ns)), failing_ns) / 1e9
 
     def _stands(self, row: Outgoing) -> bool:
         try:
@@ -213,7 +223,7 @@ class Sender:
         self._write(
             tables,
             replace(
-                row, state=SENT, due_ns=due_ns, pause_s=pause_s or 0.0, failures=0, waited_s=0.0,
+                row, state=SENT, due_ns=due_ns, failures=0, waited_s=0.0,
                 error="", taken=True, unsure=False,
             ),
         )  # fmt: skip
@@ -229,7 +239,7 @@ class Sender:
         name, now_ns = self.channel.name, self._clock.now_ns()
         pause_s = self._pause_s(row.failures, error)
         row = replace(
-            row, error=str(error), failures=row.failures + 1, pause_s=pause_s,
+            row, error=str(error), failures=row.failures + 1,
             due_ns=now_ns + int(pause_s * 1e9),
             unsure=not row.taken and (row.unsure or error.maybe_taken),
         )  # fmt: skip
@@ -252,6 +262,7 @@ class Sender:
         pause_s = self._pause_s(self._failures, error)
         self._paused_ns = self._clock.monotonic_ns() + int(pause_s * 1e9)
         if not self._failures:
+            self._failing_since_ns = self._clock.monotonic_ns()
             logger.warning("%s takes no alerts, and is tried again: %s", name, error)
         self._failures += 1
         return False

@@ -42,7 +42,7 @@ class Outgoing:
     Attributes:
         number: grows when the alert's state changes.
         attempts: to tell it in this state; ``failures``: that failed since one succeeded.
-        tried_ns: wall clock of the latest attempt; ``pause_s``: chosen after it.
+        since_ns: wall clock, when it came to wait; ``tried_ns``: of the latest attempt.
         waited_s: for the channel to take it, as far as it was tried: neither the time that the
             process was not there nor a jump of the clock counts.
         taken: the channel has heard that it fires; ``unsure``: perhaps it has.
@@ -57,8 +57,8 @@ class Outgoing:
     number: int = 0
     attempts: int = 0
     failures: int = 0
+    since_ns: int = 0
     tried_ns: int = 0
-    pause_s: float = 0.0
     waited_s: float = 0.0
     taken: bool = False
     unsure: bool = False
@@ -87,11 +87,11 @@ def put(
 
     Returns:
         (channel, ``suppressed`` or ``refused``) → how many were not entered: repetitions, and those
-        for which ``waiting_max`` left no room.
+        for which so many wait for the channel already (``waiting_max``).
     """
     refused: Counter[tuple[str, str]] = Counter()
-    waiting = sa.select(sa.func.count()).where(_OUTBOX.c.state == WAITING)
-    room = waiting_max - (connection.execute(waiting).scalar() or 0)
+    waiting = {row[0]: row[1] for row in connection.execute(_waiting())}
+    room = {one.name: waiting_max - waiting.get(one.name, 0) for one in channels}
     for alert in alerts:
         if alert.state is State.RESOLVED:
             refused += resolve(connection, alert, now_ns)
@@ -103,12 +103,13 @@ def put(
             old = known.get(channel.name)
             if old is not None and old.is_firing and old.state in {WAITING, SENT}:
                 refused[channel.name, SUPPRESSED] += 1
-            elif room <= 0:
+            elif room[channel.name] <= 0:
                 refused[channel.name, "refused"] += 1
             else:
                 number = old.number + 1 if old is not None else 0
-                write(connection, Outgoing(alert, channel.name, WAITING, now_ns, number))
-                room -= 1
+                fresh = Outgoing(alert, channel.name, WAITING, now_ns, number, since_ns=now_ns)
+                write(connection, fresh)
+                room[channel.name] -= 1
     return refused
 
 
@@ -138,8 +139,9 @@ def resolve(connection: sa.Connection, alert: Alert, now_ns: int) -> Counter[tup
             links={**row.alert.links, **alert.links},
         )
         fresh = Outgoing(
-            over, row.channel, WAITING, now_ns, row.number + 1, taken=row.taken, unsure=row.unsure
-        )
+            over, row.channel, WAITING, now_ns, row.number + 1, since_ns=now_ns, taken=row.taken,
+            unsure=row.unsure,
+        )  # fmt: skip
         if not (row.taken or row.unsure):
             untold[row.channel, SUPPRESSED] += row.state == WAITING
             state = row.state if row.state == FAILED else SUPPRESSED
@@ -153,6 +155,13 @@ def write(connection: sa.Connection, row: Outgoing) -> None:
     plain = asdict(row)
     values = {name: plain.pop(name) for name in ("channel", "state", "due_ns")}
     tables.upsert(connection, _OUTBOX, [{"alert": row.alert.id, **values, "plain": plain}])
+
+
+def _waiting() -> sa.Select[Any]:
+    """Channel, and how many wait for it."""
+    columns, count = _OUTBOX.c, sa.func.count().label("count")
+    waits = sa.select(columns.channel, count).where(columns.state == WAITING)
+    return waits.group_by(columns.channel)
 
 
 def _rows(connection: sa.Connection, where: sa.ColumnElement[bool]) -> list[Outgoing]:
@@ -169,6 +178,14 @@ def _outgoing(row: sa.RowMapping) -> Outgoing | None:
         return Outgoing(**{**plain, **columns})
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
+
+
+def _told_late(now: Outgoing, row: Outgoing) -> Outgoing:
+    """The resolved state of a row of which it becomes known now what the channel has heard."""
+    heard, unsure = now.taken or row.taken, row.unsure
+    if (heard or unsure) and now.state == SUPPRESSED and not now.is_firing:
+        now = replace(now, state=WAITING, due_ns=abs(now.due_ns))  # it was taken for untold
+    return replace(now, taken=heard, unsure=unsure)
 
 
 class OutboxTables:
@@ -211,6 +228,18 @@ class OutboxTables:
             repeats = mine & (_OUTBOX.c.state == SENT) & (_OUTBOX.c.due_ns > again_ns)
             connection.execute(change.where(repeats).values(due_ns=again_ns))
 
+    def give_up_others(self, channels: Sequence[str], now_ns: int) -> list[str]:
+        """Give up what waits for channels that are not configured any more; returns their names."""
+        others = _OUTBOX.c.channel.not_in(channels) & (_OUTBOX.c.due_ns > 0)
+        gone = set()
+        with self.writing() as connection:
+            for row in _rows(connection, others):
+                gone.add(row.channel)
+                state = FAILED if row.state == WAITING else row.state
+                error = "there is no such channel any more"
+                write(connection, replace(row, state=state, due_ns=-now_ns, error=error))
+        return sorted(gone)
+
     def mark(self, row: Outgoing) -> None:
         """Write what became of an attempt.
 
@@ -222,18 +251,11 @@ class OutboxTables:
                 if now.number == row.number:
                     write(connection, row)
                 else:
-                    heard = now.taken or row.taken
-                    write(connection, replace(now, taken=heard, unsure=row.unsure))
+                    write(connection, _told_late(now, row))
 
     def waiting(self) -> dict[str, int]:
         """Channel → how many alerts wait for it."""
-        count = sa.func.count().label("count")
-        statement = (
-            sa.select(_OUTBOX.c.channel, count)
-            .where(_OUTBOX.c.state == WAITING)
-            .group_by(_OUTBOX.c.channel)
-        )
-        return {row["channel"]: row["count"] for row in self._read(statement)}
+        return {row["channel"]: row["count"] for row in self._read(_waiting())}
 
     def deliveries(self, alerts: Sequence[str]) -> list[Delivery]:
         """What became of alerts, in the order of their ids and channels."""
