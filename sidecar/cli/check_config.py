@@ -152,8 +152,6 @@ def _summary(path: Path, config: SidecarConfig) -> Tree:
     from rich.markup import escape
     from rich.tree import Tree
 
-    from sidecar.config import telemetry
-
     root = Tree(f"[green]{escape(str(path))} is fine")
     models = root.add("[bold]models")
     for model in config.models:
@@ -177,21 +175,31 @@ def _summary(path: Path, config: SidecarConfig) -> Tree:
     noun = "process" if gateway.workers == 1 else "processes"
     root.add(f"[bold]workers[/]  {gateway.workers} {noun}")
     if config.monitored:
-        mirror = config.monitor.mirror
-        line = f"{mirror.sample_rate:.0%} of requests, at most {mirror.cpu_share:.0%} of the cores"
-        root.add(f"[bold]monitor[/]  {escape(config.monitor.grpc)}  [dim]{line}")
-    if config.monitored and (told := telemetry(config).lines()):
-        branch = root.add("[bold]telemetry")
-        for line in told:
-            branch.add(escape(line.removeprefix("telemetry: ")))
-        if config.tracing["on"]:
-            branch.add(escape(_sampled(config.tracing)))
+        _monitor(root, config)
     remarks = notes(config)
     if remarks:
         branch = root.add("[bold yellow]notes")
         for note in remarks:
             branch.add(escape(note))
     return root
+
+
+def _monitor(root: Tree, config: SidecarConfig) -> None:
+    from rich.markup import escape
+
+    from sidecar.config import telemetry
+
+    mirror = config.monitor.mirror
+    line = f"{mirror.sample_rate:.0%} of requests, at most {mirror.cpu_share:.0%} of the cores"
+    branch = root.add(f"[bold]monitor[/]  {escape(config.monitor.grpc)}  [dim]{line}")
+    if config.monitor.http:
+        branch.add(f"HTTP  {escape(config.monitor.http)}[dim]  plaintext")
+    if told := telemetry(config).lines():
+        branch = root.add("[bold]telemetry")
+        for line in told:
+            branch.add(escape(line.removeprefix("telemetry: ")))
+        if config.tracing["on"]:
+            branch.add(escape(_sampled(config.tracing)))
 
 
 def _sampled(tracing: dict[str, Any]) -> str:
