@@ -194,7 +194,9 @@ def _add_watching(root: Tree, config: SidecarConfig) -> None:
 
     mirror = config.monitor.mirror
     line = f"{mirror.sample_rate:.0%} of requests, at most {mirror.cpu_share:.0%} of the cores"
-    root.add(f"[bold]monitor[/]  {escape(config.monitor.grpc)}  [dim]{line}")
+    branch = root.add(f"[bold]monitor[/]  {escape(config.monitor.grpc)}  [dim]{line}")
+    if config.monitor.http:
+        branch.add(f"HTTP  {escape(config.monitor.http)}[dim]  plaintext")
     if lines := alert_lines(config):
         branch = root.add("[bold]alerts")
         for line in lines:
