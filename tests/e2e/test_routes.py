@@ -1,4 +1,4 @@
-"""Versions that share the traffic, as an operator steers them: real processes, commands, clients."""
+"""Versions that share the traffic, as operators and clients meet them: real processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import threading
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import httpx
@@ -140,7 +140,7 @@ class Load:
         self._address = address
         self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -195,7 +195,8 @@ def test_a_route_changes_under_load_without_a_failed_request_and_is_kept(tmp_pat
         with Client(server.addresses["grpc"]) as client:
             assert {ask(client) for _ in range(20)} == {"2"}
         stopped = sidecar("route", "set", monitor, "m", "1=1", "--expect", "1", code=1)
-        assert "ABORTED" in stopped and "at revision 2 by now, not at 1" in stopped
+        assert "ABORTED" in stopped
+        assert "at revision 2 by now, not at 1" in stopped
         assert "PERMISSION_DENIED" in sidecar(
             "route", "set", monitor, "m", "1=1", code=1, token="another"
         )
@@ -263,7 +264,8 @@ def test_a_candidate_answers_nobody_until_it_is_promoted(tmp_path):
                 with fails(grpc.StatusCode.NOT_FOUND) as refused:
                     ask(client, version="3")
                 said = refused[0].details()
-                assert "is a candidate" in said and "sidecar route promote MONITOR m 3" in said
+                assert "is a candidate" in said
+                assert "sidecar route promote MONITOR m 3" in said
                 assert {ask(client) for _ in range(10)} == {"1"}
                 assert client.call("ModelMetadata", {"name": "m"}).versions == ["1", "2"]
             with Load(server.addresses["grpc"]) as load:
