@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sidecar import route_table
 from sidecar.cli.check_alerts import alert_lines, alert_notes
 from sidecar.cli.check_drift import drift_notes
 from sidecar.errors import ConfigError
@@ -215,8 +216,14 @@ def _sampled(tracing: dict[str, Any]) -> str:
 
 
 def _model_line(model: ModelConfig) -> str:
-    serving: list[Any] = [v.version for v in model.variants if "serving" in v.roles]
-    facts = [f"default version {model.default_version or serving[-1]}"]
+    shares = route_table.configured(model)
+    facts = [f"default version {max(shares, key=shares.__getitem__)}"]
+    if len(shares) > 1:
+        facts.append(f"shares {route_table.words(shares)}")
+    if model.route.sticky is not None:
+        facts.append(f"sticky by {model.route.sticky}")
+    if waiting := route_table.candidates(model):
+        facts.append(f"candidate: {', '.join(waiting)}")
     if model.batching.max_size > 1:
         batching = model.batching
         facts.append(f"batches of up to {batching.max_size}, {batching.max_delay_ms:g} ms")
