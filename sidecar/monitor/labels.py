@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 from typing_extensions import override
@@ -35,6 +36,7 @@ from sidecar.monitor.label_answers import (
     said,
 )
 from sidecar.monitor.label_intake import Label, LabelCounts, LabelSink
+from sidecar.monitor.label_store import LabelTables
 from sidecar.monitor.label_waiting import Early, Waiting, WaitingRoom
 from sidecar.monitor.rows import EvidenceKey
 from sidecar.monitor.store import Store
@@ -45,8 +47,8 @@ from validators.sequential.paired import BLOCK
 
 logger = logging.getLogger("sidecar.monitor.labels")
 
-#: Rows that one flush writes of a model: a second's work for the store, and the next one goes on.
-FLUSH_ROWS = 20_000
+#: Rows of one transaction: others have the store in between.
+FLUSH_ROWS = 5000
 REQUEST_ID_MAX = 512
 #: Is told of each matched request that was served: model, variant, row by row whether it was right.
 OnRight = Callable[[str, str, Sequence[bool]], None]
@@ -283,23 +285,31 @@ class LateLabels(LabelSink):
             StoreError: it cannot be written; it is tried again the next time.
         """
         tables = store.labels()
-        for name, model in self._models.items():
+        is_anew = store.generation != self._generation
+        for model in self._models.values():
             with self._lock:
-                if store.generation != self._generation:
+                if is_anew:
                     model.room.change_all()
-                changed = list(model.room.changed)[:FLUSH_ROWS]
-                for key in changed:
-                    del model.room.changed[key]
-                rows = model.room.rows(changed)
-            there = {(kind, request_id) for kind, request_id, _, _ in rows}
-            try:
-                if changed:
-                    tables.put(name, rows, [key for key in changed if key not in there])
-            except BaseException:
-                with self._lock:
-                    model.room.changed |= dict.fromkeys(changed)
-                raise
+                left = len(model.room.changed)
+            while left > 0:
+                left -= self._flush_some(model, tables)
         self._generation = store.generation
+
+    def _flush_some(self, model: _Model, tables: LabelTables) -> int:
+        """Write a part of what has changed; returns how much."""
+        with self._lock:
+            changed = list(islice(model.room.changed, FLUSH_ROWS))
+            for key in changed:
+                del model.room.changed[key]
+            rows = model.room.rows(changed)
+        there = {(kind, request_id) for kind, request_id, _, _ in rows}
+        try:
+            tables.put(model.name, rows, [key for key in changed if key not in there])
+        except BaseException:
+            with self._lock:
+                model.room.changed |= dict.fromkeys(changed)
+            raise
+        return len(changed) or FLUSH_ROWS
 
     def points(self) -> Iterator[Point]:
         """Every metric of labels."""
