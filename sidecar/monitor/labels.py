@@ -37,7 +37,7 @@ from sidecar.monitor.label_answers import (
 )
 from sidecar.monitor.label_intake import Label, LabelCounts, LabelSink
 from sidecar.monitor.label_store import LabelTables
-from sidecar.monitor.label_waiting import Early, Waiting, WaitingRoom
+from sidecar.monitor.label_waiting import Early, Shared, Waiting, WaitingRoom
 from sidecar.monitor.rows import EvidenceKey
 from sidecar.monitor.store import Store
 from sidecar.monitor.version_blocks import BlockBets, PairIndex, add_cells
@@ -93,6 +93,7 @@ class LateLabels(LabelSink):
         self._bets = BlockBets(evidence)
         self._index = PairIndex(evidence)
         self._generation: int | None = None
+        self._shared = Shared()
 
     # --- answers ------------------------------------------------------------------------------
 
@@ -112,7 +113,7 @@ class LateLabels(LabelSink):
                 outputs = item.answers[side].outputs
                 if outputs is not None:
                     answers[side] = outputs
-        names = [(p.candidate, p.baseline, p.identity) for p in pairs]
+        names = tuple((p.candidate, p.baseline, p.identity) for p in pairs)
         batched = item.plan.signature.max_batch_size > 0
         self._see(exchange, answers, item.served, names, batched=batched)
 
@@ -121,14 +122,14 @@ class LateLabels(LabelSink):
     ) -> None:
         """Let an exchange wait that was only served."""
         if exchange.model in self._models and exchange.request_id:
-            self._see(exchange, {}, outputs, [], batched=batched)
+            self._see(exchange, {}, outputs, (), batched=batched)
 
     def _see(
         self,
         exchange: Exchange,
         answers: Mapping[str, Mapping[str, Array]],
         served: Mapping[str, Array] | None,
-        pairs: list[tuple[str, str, str]],
+        pairs: tuple[tuple[str, str, str], ...],
         *,
         batched: bool,
     ) -> None:
@@ -150,8 +151,10 @@ class LateLabels(LabelSink):
             # What was served is what counts of the served version; a pair is judged by its runs.
             found[f"served {exchange.variant}"] = spoken[-1]
         served_by = exchange.variant if served is not None else ""
-        waiting = Waiting(self._clock.now_ns(), output, served_by, found, pairs)
         with self._lock:
+            found = self._shared.of(tuple(found.items()), found)
+            pairs = self._shared.of(pairs, pairs)
+            waiting = Waiting(self._clock.now_ns(), output, served_by, found, pairs)
             early = model.room.add(exchange.request_id, waiting)
             if early is not None:
                 self._match(model, Label(model.name, exchange.request_id, early), waiting)
