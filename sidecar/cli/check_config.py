@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sidecar import route_table
 from sidecar.cli.check_alerts import alert_lines, alert_notes
 from sidecar.cli.check_drift import drift_notes
 from sidecar.errors import ConfigError
@@ -87,7 +88,7 @@ def _monitor_notes(config: SidecarConfig) -> list[str]:
         f"{model.name}:{variant.key}"
         for model in config.models
         for variant in model.variants
-        if {"mirror", "reference", "previous"} & set(variant.roles)
+        if {"mirror", "reference", "previous", "candidate"} & set(variant.roles)
     ]
     if watched and not config.monitored:
         return [f"nobody watches {', '.join(watched)}: monitor.enabled is false"]
@@ -194,7 +195,9 @@ def _add_watching(root: Tree, config: SidecarConfig) -> None:
 
     mirror = config.monitor.mirror
     line = f"{mirror.sample_rate:.0%} of requests, at most {mirror.cpu_share:.0%} of the cores"
-    root.add(f"[bold]monitor[/]  {escape(config.monitor.grpc)}  [dim]{line}")
+    branch = root.add(f"[bold]monitor[/]  {escape(config.monitor.grpc)}  [dim]{line}")
+    if config.monitor.http:
+        branch.add(f"HTTP  {escape(config.monitor.http)}[dim]  plaintext")
     if lines := alert_lines(config):
         branch = root.add("[bold]alerts")
         for line in lines:
@@ -213,8 +216,14 @@ def _sampled(tracing: dict[str, Any]) -> str:
 
 
 def _model_line(model: ModelConfig) -> str:
-    serving: list[Any] = [v.version for v in model.variants if "serving" in v.roles]
-    facts = [f"default version {model.default_version or serving[-1]}"]
+    shares = route_table.configured(model)
+    facts = [f"default version {max(shares, key=shares.__getitem__)}"]
+    if len(shares) > 1:
+        facts.append(f"shares {route_table.words(shares)}")
+    if model.route.sticky is not None:
+        facts.append(f"sticky by {model.route.sticky}")
+    if waiting := route_table.candidates(model):
+        facts.append(f"candidate: {', '.join(waiting)}")
     if model.batching.max_size > 1:
         batching = model.batching
         facts.append(f"batches of up to {batching.max_size}, {batching.max_delay_ms:g} ms")

@@ -103,7 +103,8 @@ class MonitorHttp:
             return
         self._server.config.timeout_graceful_shutdown = math.ceil(timeout_s)
         self._server.should_exit = True
-        self._thread.join(math.ceil(timeout_s) + 2)
+        # A handler that hangs is left behind: the evidence has yet to be written.
+        self._thread.join(math.ceil(timeout_s) + 1)
         if self._address.startswith("unix:"):
             Path(self._address.removeprefix("unix:")).unlink(missing_ok=True)
 

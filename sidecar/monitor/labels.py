@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 from typing_extensions import override
@@ -36,7 +37,7 @@ from sidecar.monitor.label_answers import (
 )
 from sidecar.monitor.label_intake import Label, LabelCounts, LabelSink
 from sidecar.monitor.label_store import LabelTables
-from sidecar.monitor.label_waiting import Early, Waiting, WaitingRoom
+from sidecar.monitor.label_waiting import Early, Shared, Waiting, WaitingRoom
 from sidecar.monitor.rows import EvidenceKey
 from sidecar.monitor.store import Store
 from sidecar.monitor.version_blocks import BlockBets, PairIndex, add_cells
@@ -46,8 +47,8 @@ from validators.sequential.paired import BLOCK
 
 logger = logging.getLogger("sidecar.monitor.labels")
 
-#: Rows that one flush writes of a model: a second's work for the store, and the next one goes on.
-FLUSH_ROWS = 20_000
+#: Rows of one transaction: others have the store in between.
+FLUSH_ROWS = 5000
 REQUEST_ID_MAX = 512
 #: Is told of each matched request that was served: model, variant, row by row whether it was right.
 OnRight = Callable[[str, str, Sequence[bool]], None]
@@ -92,6 +93,7 @@ class LateLabels(LabelSink):
         self._bets = BlockBets(evidence)
         self._index = PairIndex(evidence)
         self._generation: int | None = None
+        self._shared = Shared()
 
     # --- answers ------------------------------------------------------------------------------
 
@@ -111,7 +113,7 @@ class LateLabels(LabelSink):
                 outputs = item.answers[side].outputs
                 if outputs is not None:
                     answers[side] = outputs
-        names = [(p.candidate, p.baseline, p.identity) for p in pairs]
+        names = tuple((p.candidate, p.baseline, p.identity) for p in pairs)
         batched = item.plan.signature.max_batch_size > 0
         self._see(exchange, answers, item.served, names, batched=batched)
 
@@ -120,14 +122,14 @@ class LateLabels(LabelSink):
     ) -> None:
         """Let an exchange wait that was only served."""
         if exchange.model in self._models and exchange.request_id:
-            self._see(exchange, {}, outputs, [], batched=batched)
+            self._see(exchange, {}, outputs, (), batched=batched)
 
     def _see(
         self,
         exchange: Exchange,
         answers: Mapping[str, Mapping[str, Array]],
         served: Mapping[str, Array] | None,
-        pairs: list[tuple[str, str, str]],
+        pairs: tuple[tuple[str, str, str], ...],
         *,
         batched: bool,
     ) -> None:
@@ -149,8 +151,10 @@ class LateLabels(LabelSink):
             # What was served is what counts of the served version; a pair is judged by its runs.
             found[f"served {exchange.variant}"] = spoken[-1]
         served_by = exchange.variant if served is not None else ""
-        waiting = Waiting(self._clock.now_ns(), output, served_by, found, pairs)
         with self._lock:
+            found = self._shared.of(tuple(found.items()), found)
+            pairs = self._shared.of(pairs, pairs)
+            waiting = Waiting(self._clock.now_ns(), output, served_by, found, pairs)
             early = model.room.add(exchange.request_id, waiting)
             if early is not None:
                 self._match(model, Label(model.name, exchange.request_id, early), waiting)
@@ -284,23 +288,31 @@ class LateLabels(LabelSink):
             StoreError: it cannot be written; it is tried again the next time.
         """
         tables = store.part(LabelTables)
-        for name, model in self._models.items():
+        is_anew = store.generation != self._generation
+        for model in self._models.values():
             with self._lock:
-                if store.generation != self._generation:
+                if is_anew:
                     model.room.change_all()
-                changed = list(model.room.changed)[:FLUSH_ROWS]
-                for key in changed:
-                    del model.room.changed[key]
-                rows = model.room.rows(changed)
-            there = {(kind, request_id) for kind, request_id, _, _ in rows}
-            try:
-                if changed:
-                    tables.put(name, rows, [key for key in changed if key not in there])
-            except BaseException:
-                with self._lock:
-                    model.room.changed |= dict.fromkeys(changed)
-                raise
+                left = len(model.room.changed)
+            while left > 0:
+                left -= self._flush_some(model, tables)
         self._generation = store.generation
+
+    def _flush_some(self, model: _Model, tables: LabelTables) -> int:
+        """Write a part of what has changed; returns how much."""
+        with self._lock:
+            changed = list(islice(model.room.changed, FLUSH_ROWS))
+            for key in changed:
+                del model.room.changed[key]
+            rows = model.room.rows(changed)
+        there = {(kind, request_id) for kind, request_id, _, _ in rows}
+        try:
+            tables.put(model.name, rows, [key for key in changed if key not in there])
+        except BaseException:
+            with self._lock:
+                model.room.changed |= dict.fromkeys(changed)
+            raise
+        return len(changed) or FLUSH_ROWS
 
     def points(self) -> Iterator[Point]:
         """Every metric of labels."""

@@ -13,7 +13,7 @@ from sidecar.monitor.record import PairBatch
 from sidecar.monitor.spans import linked, mirror_compare, mirror_execute
 
 #: The first that a variant has says why it was executed.
-_ROLES = ("reference", "mirror", "previous", "serving", "fallback")
+_ROLES = ("reference", "mirror", "previous", "candidate", "serving", "fallback")
 
 
 def roles_of(config: SidecarConfig) -> dict[str, str]:

@@ -106,7 +106,10 @@ class Monitor:
         self._keeper = Keeper(
             self._state_dir, self._evidence, self._events, clock, self._drift.watch, self._labels
         )
-        self.alerts = AlertSide(config.alerts, lambda: self._keeper.store, clock, self._stands)
+        self.alerts = AlertSide(
+            config.alerts, lambda: self._keeper.store, clock,
+            lambda alert: self.rollback.still_stands(alert),  # noqa: PLW0108 - which comes later
+        )  # fmt: skip
         self._ingest = Ingest(queue_bytes=settings.channel.queue_bytes, clock=clock)
         self._rate = AdaptiveRate(settings.mirror.sample_rate)
         trees, refused, keep = copies_to_load(config)
@@ -137,9 +140,8 @@ class Monitor:
         )  # fmt: skip
         self.rollback = RollbackSide(
             config, self._plans, self._evidence, self.measures, self.alerts.outbox,
-            lambda: self._keeper.store, self._events, clock,
-            memory=self._mirror.memory_bytes, budget=FlipBudgets(self._state_dir).budget,
-            routes=self._routing.routes,
+            lambda: self._keeper.store, self._events, clock, copies=self._mirror.copies,
+            budget=FlipBudgets(self._state_dir).budget, routes=self._routing.routes,
             serve_started_ns=serve_started_ns,
         )  # fmt: skip
         self._listeners = self._listening()
@@ -156,9 +158,6 @@ class Monitor:
             self._config, self, self._drift.deep, methods, self._labels, self.rollback.views,
             self._clock,
         )  # fmt: skip
-
-    def _stands(self, alert: str) -> bool:
-        return self.rollback.still_stands(alert)
 
     def _cpu_s(self) -> float:
         return own_cpu_s() + self._mirror.cpu_s()
@@ -187,14 +186,10 @@ class Monitor:
         # Meanwhile: what has been counted is told before the copies are there.
         self.telling.start(
             [
-                self.measures.points,
-                self.measured_evidence.points,
-                self._drift.points,
-                self.alerts.points,
-                self.rollback.points,
-                self._labels.points,
+                self.measures.points, self.measured_evidence.points, self._drift.points,
+                self.alerts.points, self.rollback.points, self._labels.points,
             ]
-        )
+        )  # fmt: skip
         while not loaded.wait(0.1):
             if self.stop_requested.is_set():
                 raise Stopped

@@ -19,6 +19,7 @@ from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchange import Exchange
 from sidecar.monitor.measured_rollback import Decided, MeasuredRollback
 from sidecar.monitor.measures import CALLERS_OWN, Measures
+from sidecar.monitor.mirror_protocol import CopyInfo
 from sidecar.monitor.plan import ModelPlan
 from sidecar.monitor.rollback.actor import Actor
 from sidecar.monitor.rollback.book import Book
@@ -57,7 +58,7 @@ class RollbackSide:
 
     Args:
         store: the store, while it is open.
-        memory: variant → bytes of its copy; 0: not known.
+        copies: variant → its copy in the mirror child.
         routes: the route table; ``None``: nothing can be routed from here.
         budget: pair identity → the flips that validation has recorded for it.
 
@@ -77,7 +78,7 @@ class RollbackSide:
         events: EventLog,
         clock: Clock,
         *,
-        memory: Callable[[str], int] = lambda _: 0,
+        copies: Mapping[str, CopyInfo],
         routes: Routes | None = None,
         budget: Callable[[str], float | None] = lambda _: None,
         serve_started_ns: int = 0,
@@ -105,7 +106,10 @@ class RollbackSide:
         self._operators = Operators(
             self.book, self.desk, tuple(self._models), self._actions, self._actor.wake
         )
-        self._views = Views(self.book, self.desk, self._models, memory)
+        self._views = Views(
+            self.book, self.desk, self._models,
+            lambda variant: copies[variant].memory_bytes if variant in copies else 0,
+        )  # fmt: skip
         self._measured = MeasuredRollback(self.views, self._counted, clock.now_ns())
         self._schedule: Schedule | None = None
 
@@ -117,17 +121,17 @@ class RollbackSide:
             return
         self.book.follow(self._store())
         self._actor.start()
-        interval_s = min(model.rollback.interval_s for model in self._models.values())
+        every_s = {name: model.rollback.interval_s for name, model in self._models.items()}
         try:
-            self._schedule = Schedule(self.check, interval_s)
+            self._schedule = Schedule(every_s, self.check)
             self._schedule.start()
         except Exception:  # a scheduler that does not start is its own loss
             logger.exception("no rollback checks")
 
-    def check(self) -> None:
-        """Look at every pair now. One at a time."""
+    def check(self, model: str) -> None:
+        """Look at a model's pairs now. One at a time."""
         self.book.follow(self._store())
-        self.desk.check()
+        self.desk.check(model)
         if self.book.open():
             self._actor.wake()
 

@@ -171,8 +171,8 @@ def mirror_execute(
 
     Args:
         variant: key (``model:version/name``) of what was executed.
-        role: ``reference``, ``mirror``, ``previous``, ``serving``, or ``noise`` for the second run
-            of a baseline in another batch.
+        role: ``reference``, ``mirror``, ``previous``, ``candidate``, ``serving``, or ``noise`` for
+            the second run of a baseline in another batch.
         failure: as in ``Answer``; empty: it gave an answer.
     """
     attributes: dict[str, Value] = {

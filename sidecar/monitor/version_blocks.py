@@ -136,7 +136,7 @@ class PairIndex:
             self._next[key] = sum(
                 round(sum(self._evidence.cells(each).values()))
                 for each in self._evidence.all_keys()
-                if replace(each, block=0) == key
+                if at_block(each, 0) == key
             )
         start = self._next[key]
         self._next[key] = start + count

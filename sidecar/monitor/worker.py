@@ -176,8 +176,7 @@ class Worker:
         self.recorder.noise(items)
         self._versions.count(items, self._mirror.lives)
         if self._labels is not None:
-            for item in items:
-                self._labels.see(item)
+            self._guarded(partial(self._wait_for_labels, items), 0)
         done = {id(item) for pair_batch in compared for item in pair_batch.items}
         done |= {id(item) for pair_batch in compared for item, _ in pair_batch.failed}
         done |= {id(item) for item in items if self._versions.has_counted(item)}
@@ -189,6 +188,11 @@ class Worker:
         self._casebook.offer(items, compared)
         if self._watch is not None:
             self._guarded(partial(self._watch, items, compared, start_ns, end_ns), 0)
+
+    def _wait_for_labels(self, items: Sequence[Item]) -> None:
+        assert self._labels is not None
+        for item in items:
+            self._labels.see(item)
 
     def _take(self, item: Item, outcome: Outcome) -> None:
         if outcome.set_aside:

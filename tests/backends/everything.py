@@ -51,6 +51,7 @@ OUTCOMES: dict[Instrument, tuple[tuple[str, str], ...]] = {
     known.ALERTS: tuple(
         (outcome, "") for outcome in ("sent", "retried", "failed", "suppressed", "refused")
     ),
+    known.LABELS: (("matched", ""), ("early", ""), ("refused", "rows"), ("unlabelled", "expired")),
     known.TELEMETRY_ITEMS: (("exported", ""), ("dropped", "queue_full")),
 }
 

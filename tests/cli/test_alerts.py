@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import yaml
@@ -26,6 +29,7 @@ from tests.support.alert_receiver import AlertReceiver, Reply
 
 SECRET = "sesame-open-sesame"
 WITHIN_S = 60
+ROOT = Path(__file__).parents[2]
 
 
 def channels(good: AlertReceiver, bad: AlertReceiver) -> list[dict]:
@@ -202,6 +206,19 @@ def test_mistakes_that_only_making_the_channel_finds():
 
 
 def test_a_library_that_is_not_installed(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "apprise", None)
+    monkeypatch.setitem(sys.modules, "apprise", None)
     with pytest.raises(MissingExtraError, match=re.escape("model-sidecar[apprise]")):
         make_channels(AlertsConfig(channels=[{"kind": "apprise", "url": "json://x"}]))
+
+
+def test_a_configuration_pays_for_the_channels_it_names_only():
+    code = (
+        "import sys; from sidecar.alert_channels import make_channels\n"
+        "from sidecar.config_alerts import AlertsConfig\n"
+        "make_channels(AlertsConfig())\n"
+        "print(*{'httpx', 'apprise', 'smtplib'} & set(sys.modules))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert found.stdout.split() == []

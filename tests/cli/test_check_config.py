@@ -24,6 +24,15 @@ def test_a_good_configuration_is_summarized(tmp_path):
     assert "workers  1 process" in lines
 
 
+def test_the_monitors_http_listener_is_named(tmp_path):
+    path = write_config(tmp_path)
+    tree = yaml.safe_load(path.read_text())
+    tree["monitor"] = {"enabled": True, "http": "127.0.0.1:9003"}
+    path.write_text(yaml.safe_dump(tree))
+    found = sidecar("check-config", str(path))
+    assert "HTTP  127.0.0.1:9003  plaintext" in found.stdout
+
+
 def test_json_has_the_whole_configuration_and_no_secret(tmp_path):
     path = write_config(tmp_path)
     tree = yaml.safe_load(path.read_text())

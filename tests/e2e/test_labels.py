@@ -1,4 +1,5 @@
-"""Late labels through a real `sidecar serve`: over gRPC, and out of a file."""
+"""Late labels through a real `sidecar serve`, over gRPC and out of a file; and a candidate that is
+run beside the version that serves."""
 
 from __future__ import annotations
 
@@ -39,7 +40,11 @@ def config(tmp_path):
             {
                 "name": "mlp", "labels": {},
                 "validation": {"outputs": {"y": {"kind": "class_scores"}}},
-                "variants": [variant("1", ["previous"], mlp), variant("2", ["serving"], worse)],
+                "rollback": {"calibration": {"rate": 1.0}},
+                "variants": [
+                    variant("1", ["previous"], mlp), variant("2", ["serving"], worse),
+                    variant("3", ["candidate"], mlp),
+                ],
             },
             {"name": "other", "variants": [variant("1", ["serving"], mlp)]},
         ],
@@ -71,8 +76,8 @@ def ask(address, request_id, x):
     return np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(-1, 10).argmax(axis=1)
 
 
-def cells(address, metric):
-    """Cells of a metric over everything."""
+def cells(address, metric, sides=("mlp:2/onnx", "mlp:1/onnx")):
+    """Cells of a metric of a pair, over outputs, policies and blocks."""
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary(
             f"/{MONITOR}/GetEvidence",
@@ -82,7 +87,7 @@ def cells(address, metric):
         rows = call(mpb.GetEvidenceRequest(model="mlp", page_size=10_000), timeout=30).rows
     total: dict[str, float] = {}
     for row in rows:
-        if row.key.metric == metric:
+        if (row.key.candidate, row.key.baseline, row.key.metric) == (*sides, metric):
             for name, count in row.cells.items():
                 total[name] = total.get(name, 0) + count
     return total
@@ -118,6 +123,19 @@ def test_labels_of_live_requests_count_for_both_versions(config, tmp_path):
         rows = sum(map(len, truth.values()))
         assert 0 < wrong < rows
         until(lambda: cells(monitor, "error").get("n00", 0) >= 60, "all were run on both")
+        # So is the candidate, which answers nobody, beside the version that serves.
+        candidate = "mlp:3/onnx", "mlp:2/onnx"
+        assert cells(monitor, "error", candidate)["n00"] == 60
+        assert sum(cells(monitor, "slow", candidate).values()) == 40  # less the warm-up
+        changed = cells(monitor, "flip")
+        assert changed["n10"] == cells(monitor, "flip", candidate)["n10"] > 0
+        # Each request is calibrated for one of the pairs, so both versions before are run twice.
+        calibrated = [
+            cells(monitor, "calibration", (key, key)).get("pairs", 0)
+            for key in ("mlp:1/onnx", "mlp:2/onnx")
+        ]
+        assert sum(calibrated) == 40
+        assert min(calibrated) > 5
         until(lambda: cells(monitor, "accuracy"), "the early label has found its request")
 
         table = {
@@ -141,6 +159,11 @@ def test_labels_of_live_requests_count_for_both_versions(config, tmp_path):
             "all labels have counted",
         )
         assert found == {"n11": 0, "n10": wrong, "n01": 0, "n00": rows - wrong}
-        assert cells(monitor, "served_accuracy") == {"k": rows - wrong, "n": rows}
+        mirrored = {"n11": 0, "n10": 0, "n01": wrong, "n00": rows - wrong}
+        assert cells(monitor, "accuracy", candidate) == mirrored
+        assert cells(monitor, "served_accuracy", ("mlp:2/onnx", "")) == {
+            "k": rows - wrong,
+            "n": rows,
+        }
         server.signal()
         assert server.wait() == 0

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from exporters import instruments
+from sidecar.monitor.deep.prepare import accuracy_of
 from sidecar.monitor.drift_reference import ReferenceFileError, live_settings, misfit, read
 from sidecar.monitor.measured_drift import MeasuredDrift
 from sidecar.monitor.sampled import drift_models, sampled_models
@@ -420,3 +421,19 @@ def test_first_rows_of_another_version_are_no_reference():
     both = [("1", "v", ["serving"]), ("2", "v", ["serving"])]
     settings = [live_settings(model(*variants)) for variants in (both[:1], both)]
     assert [one["version"] for one in settings] == ["1", "2"]
+
+
+def test_labels_that_come_late_are_judged_beside_the_references(tmp_path):
+    bench = Bench.with_reference(tmp_path)
+    bench.send(WINDOW)
+    drift = bench.watch.models["m"]
+    bench.watch.labelled("m", "m:1/v", [True] * 30 + [False] * 70)
+    bench.watch.labelled("m", "m:2/v", [True] * 1000)  # another version answers otherwise
+    bench.watch.labelled("nobody", "nobody:1/v", [True])
+    reference, rows = bench.watch.sample("m")
+    assert accuracy_of(drift.model.drift, reference, rows) is None  # the reference has no labels
+    drift.registered.facts.update(accuracy=0.95, labelled_rows=2000)
+    change = accuracy_of(drift.model.drift, *bench.watch.sample("m"))
+    assert (change.reference.right, change.reference.rows) == (1900, 2000)
+    assert (change.current.right, change.current.rows) == (30, 100)
+    assert change.verdict == "lower"

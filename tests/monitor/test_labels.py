@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sidecar.errors import InvalidRequestError, NotFoundError
-from sidecar.monitor import harms
+from sidecar.monitor import calls_labels, harms
+from sidecar.monitor import labels as labels_module
 from sidecar.monitor.events import EventLog
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchanges import Reader
@@ -17,6 +18,7 @@ from sidecar.monitor.label_intake import Label, LabelCounts
 from sidecar.monitor.label_store import LabelTables
 from sidecar.monitor.labels import LateLabels
 from sidecar.monitor.mirror_protocol import Answer
+from sidecar.protocol.pb import monitor_pb2 as pb
 from tests.monitor import making
 
 NEW, OLD = "m:2/new", "m:1/old"
@@ -342,6 +344,44 @@ def test_a_store_that_refuses_is_tried_again(tmp_path):
     bench.keeper.flush()
     assert [row[1] for row in store.part(LabelTables).load("m")] == ["a"]
     bench.keeper.close()
+
+
+def test_a_flush_of_many_is_several_transactions(tmp_path, monkeypatch):
+    monkeypatch.setattr(labels_module, "FLUSH_ROWS", 10)
+    clock = making.Clock()
+    bench = Bench(clock=clock, folder=tmp_path)
+    for n in range(35):
+        bench.see(f"r{n}", scores(1), scores(1))
+    bench.keeper.flush()
+    assert len(bench.keeper._store.labels().load("m")) == 35
+    for n in range(35):
+        bench.put(f"r{n}", 1)
+    bench.keeper.flush()
+    assert bench.keeper._store.labels().load("m") == []
+    bench.keeper.close()
+
+
+# --- the call -------------------------------------------------------------------------------------
+
+
+def test_the_call_takes_every_kind_of_value_and_refuses_one_that_is_none(bench):
+    [(name, method)] = calls_labels.methods(bench.labels).items()
+    assert (name, method.changes) == ("PutLabels", True)
+    bench.see("a", scores(1, 2, 3), scores(1, 2, 3))
+    request = pb.PutLabelsRequest(model="m")
+    values = request.labels.add(request_id="a").values
+    values.add(index=1)
+    values.add(score=2.0)
+    values.add()
+    with pytest.raises(InvalidRequestError, match="request 'a' has a value that is no"):
+        method.call(request)
+    values[2].name = "eel"
+    why = "a class's name, and `classes` of the variant does not say which it is"
+    assert method.call(request) == pb.PutLabelsResponse(refused={why: 1})
+    values[2].index = 3
+    assert method.call(request) == pb.PutLabelsResponse(matched=1)
+    with pytest.raises(NotFoundError, match="there is no model ''; there is m"):
+        method.call(pb.PutLabelsRequest())
 
 
 # --- exchanges that are only served ---------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 
+from sidecar.config_models import Role
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.mirror_protocol import Answer
 from sidecar.monitor.mirror_spans import MirrorSpans, roles_of
@@ -139,3 +141,9 @@ def test_the_worker_shows_each_batch_and_survives_who_watches():
     assert sum(count for count, _, _ in seen) == 30
     assert {(pairs, order) for _, pairs, order in seen} == {(1, True)}
     assert (bench.requests(), bench.worker.compared) == (30, 30)
+
+
+def test_every_role_is_told_as_what_it_is_executed_for():
+    config = making.model(*((str(n), "v", [role]) for n, role in enumerate(get_args(Role))))
+    tree = type("Tree", (), {"models": [config]})
+    assert sorted(roles_of(tree).values()) == sorted(get_args(Role))

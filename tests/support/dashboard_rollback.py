@@ -32,9 +32,6 @@ _FROZEN = known.ROLLBACK_FROZEN.prometheus_name
 _DECISIONS = known.ROLLBACK_DECISIONS.prometheus_name
 _ACTION = known.ROLLBACK_ACTION.prometheus_name
 _WAITING = known.ALERTS_WAITING.prometheus_name
-_LABELS = known.LABELS.prometheus_name
-_UNLABELLED = known.LABELS_WAITING.prometheus_name
-_COVERAGE = known.LABELS_COVERAGE.prometheus_name
 
 BY_PAIR = "model_name, new, previous"
 BY_HARM = f"{BY_PAIR}, metric"
@@ -103,21 +100,6 @@ def _evidence() -> list[Panel]:
     ]  # fmt: skip
 
 
-def _labels() -> list[Panel]:
-    return [
-        series("Labels", "Late labels per second, by what became of them.",
-               [Query(f"sum by (model_name, outcome, reason) (rate({_LABELS}{{{MODEL}}}"
-                      "[$__rate_interval]))", "{{model_name}} {{outcome}} {{reason}}")],
-               "ops", width=8),
-        series("Labelled", "Of the answers that wait no longer, the share that got its label.",
-               [Query(f"min by (model_name) ({_COVERAGE}{{{MODEL}}})", "{{model_name}}")],
-               "percentunit", width=8),
-        series("Waiting for labels", "Answers that wait for their label.",
-               [Query(f"sum by (model_name) ({_UNLABELLED}{{{MODEL}}})", "{{model_name}}")],
-               "none", width=8),
-    ]  # fmt: skip
-
-
 def _decided() -> list[Panel]:
     numbered = " + ".join(
         f'{number} * max by ({BY_PAIR}) ({_STATE}{{{MODEL},state="{state}"}})'
@@ -146,14 +128,32 @@ def _decided() -> list[Panel]:
     ]  # fmt: skip
 
 
+def _labels() -> list[Panel]:
+    labels = known.LABELS.prometheus_name
+    waiting = known.LABELS_WAITING.prometheus_name
+    coverage = known.LABELS_COVERAGE.prometheus_name
+    return [
+        series("Labels", "Late labels per second, by what became of them.",
+               [Query(f"sum by (model_name, outcome, reason) (rate({labels}{{{MODEL}}}"
+                      "[$__rate_interval]))", "{{model_name}} {{outcome}} {{reason}}")],
+               "ops", width=8),
+        series("Answers that wait", "For their label; then none will come.",
+               [Query(f"sum by (model_name) ({waiting}{{{MODEL}}})", "{{model_name}}")],
+               "none", width=8),
+        series("Coverage", "Of the answers that wait no longer, the share that got its label.",
+               [Query(f"min by (model_name) ({coverage}{{{MODEL}}})", "{{model_name}}")],
+               "percentunit", width=8, most=1),
+    ]  # fmt: skip
+
+
 def rollback() -> Json:
     """Whether new versions are worse, and what was done about it."""
     return dashboard(
         "model-sidecar-rollback", "Model sidecar / Rollback",
         "Each new version beside the previous one: evidence, states, decisions and actions.",
         [variable("model", "Model", f"label_values({_STATE}, model_name)", "Of which models.")],
-        [("Now", _now()), ("Evidence", _evidence()), ("Labels", _labels()),
-         ("Decisions", _decided())],
+        [("Now", _now()), ("Evidence", _evidence()), ("Decisions", _decided()),
+         ("Late labels", _labels())],
     )  # fmt: skip
 
 

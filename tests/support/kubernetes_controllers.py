@@ -64,6 +64,12 @@ class DeploymentController:
             api, "deployments", deployment,
             lambda o: o["metadata"].setdefault("annotations", {}).update({REVISION: revision}),
         )  # fmt: skip
+        # As the real one does: so `kubectl rollout undo` brings a revision's annotations back.
+        kept = {k: v for k, v in deployment["metadata"]["annotations"].items() if k != REVISION}
+        _alter(
+            api, "replicasets", new,
+            lambda o: o["metadata"]["annotations"].update(kept),
+        )  # fmt: skip
         self._roll(api, deployment, owned, new["metadata"]["name"])
 
     def _make(

@@ -7,6 +7,7 @@ and a pod template that lost some on its way through here would not be the one t
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from sidecar.config_rollback import KubernetesConfig
 from sidecar.errors import ConfigError, MissingExtraError, Problem
 from sidecar.monitor.actions.base import Outcome, Result
 from sidecar.monitor.actions.within import Within
+
+logger = logging.getLogger("sidecar.monitor.actions")
 
 Object = dict[str, Any]
 
@@ -68,6 +71,11 @@ def answered(call: Callable[[], Result]) -> Result:
         return call()
     except CallError as error:
         return error.result
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        # An object without what every such object has: another API under the same name, or a
+        # proxy's invention.
+        logger.exception("an object in the cluster is not what it should be")
+        return Result(Outcome.RETRY, f"the object is not what it should be ({error!r})")
 
 
 class Cluster:

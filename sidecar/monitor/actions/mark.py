@@ -44,9 +44,18 @@ def read_mark(document: dict[str, Any]) -> Mark | None:
     if text is None:
         return None
     try:
-        return Mark(**json.loads(text))
-    except (TypeError, ValueError):
+        mark = Mark(**json.loads(text))
+    except (TypeError, ValueError, RecursionError):
         return None
+    texts = (mark.decision, mark.new, mark.previous, mark.before, mark.after)
+    readable = (
+        all(isinstance(one, str) for one in texts)
+        and isinstance(mark.taken_back, list)
+        and all(isinstance(one, str) for one in mark.taken_back)
+        and type(mark.fence) is int
+        and type(mark.undone) is bool
+    )
+    return mark if readable else None
 
 
 def make_mark(request: Request, before: str, after: str, old: Mark | None) -> Mark:

@@ -52,13 +52,12 @@ class Desk:
         self._watched: dict[PairId, Watched] = {}
         self._served: dict[str, Served] = {}
         self.fresh = Fresh(clock, rate)
-        self.checked_ns: int | None = None
-        self.checks = 0
+        self._checked_ns: dict[str, int] = {}
 
     # --- one check --------------------------------------------------------------------------------
 
-    def check(self) -> None:
-        """Look at every pair, and decide."""
+    def check(self, model: str | None = None) -> None:
+        """Look at every pair (of a model, or of all), and decide."""
         with self._book.lock:
             traffic = self._from.traffic()
             self.fresh.note(traffic)
@@ -66,14 +65,19 @@ class Desk:
             self._counted.refresh(self._sides())
             changed: dict[PairId, Standing] = {}
             for watched in self._watched.values():
-                self._look_at(watched, changed)
+                if model in {None, watched.id.model}:
+                    self._look_at(watched, changed)
             if changed and not self._book.write(Change(standings=changed)):
                 for pair, standing in changed.items():
                     self._book.note(pair, standing)
             self._check_served(traffic)
             self._resolve()
-            self.checked_ns = self._clock.now_ns()
-            self.checks += 1
+            for name in self._from.models if model is None else (model,):
+                self._checked_ns[name] = self._clock.now_ns()
+
+    def checked_ns(self, model: str) -> int | None:
+        """Wall clock, when a model was last looked at."""
+        return self._checked_ns.get(model)
 
     def _watch(self) -> None:
         """The pairs of the plans as they are now."""

@@ -1,15 +1,15 @@
-"""When checks happen: APScheduler in the monitor, each model's shortest interval for all.
+"""When checks happen: APScheduler in the monitor, each model at its own interval.
 
-One check looks at every model (it takes milliseconds), one at a time. One that was missed, since
-the machine slept or a check took long, is made up for once, however late: by default APScheduler
-drops what is a second late. Its store is memory: nothing of a check outlives it but decisions.
+One thread, so that they follow one another. One that was missed, since the machine slept or a check
+took long, is made up for once, however late: by default APScheduler drops what is a second late.
+Its store is memory: nothing of a check outlives it but decisions.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,13 +17,14 @@ logger = logging.getLogger("sidecar.monitor.rollback")
 
 
 class Schedule:
-    """Calls ``check`` each ``interval_s`` from ``start`` until ``close``.
+    """Calls ``check(model)`` at intervals from ``start`` until ``close``.
 
     Args:
+        every_s: model → seconds from one check to the next.
         check: what it raises ends that check only, and is logged.
     """
 
-    def __init__(self, check: Callable[[], None], interval_s: float) -> None:
+    def __init__(self, every_s: Mapping[str, float], check: Callable[[str], None]) -> None:
         # Here, so that only a configuration that asks for it imports it.
         from apscheduler.executors.pool import ThreadPoolExecutor
         from apscheduler.jobstores.memory import MemoryJobStore
@@ -40,25 +41,27 @@ class Schedule:
             timezone=UTC,
             daemon=True,
         )
-        self.scheduler.add_job(
-            self._run,
-            IntervalTrigger(seconds=interval_s, timezone=UTC),
-            id="rollback",
-            name="rollback check",
-            next_run_time=datetime.now(UTC),
-        )
+        for model, seconds in every_s.items():
+            self.scheduler.add_job(
+                self._run,
+                IntervalTrigger(seconds=seconds, timezone=UTC),
+                args=(model,),
+                id=model,
+                name=f"rollback check of {model}",
+                next_run_time=datetime.now(UTC),
+            )
 
     def start(self) -> None:
         """Begin; the first check is at once."""
         self.scheduler.start()
 
-    def _run(self) -> None:
+    def _run(self, model: str) -> None:
         if self._stopping.is_set():
             self.skipped += 1
             logger.info("a rollback check is skipped: the monitor stops")
             return
         try:
-            self._check()
+            self._check(model)
         except Exception:
             logger.exception("a rollback check failed by a fault of the monitor")
 

@@ -154,7 +154,7 @@ def step(
     if stale:
         text = "no new pair has come for too long, while requests do"
         return to(standing, State.INSUFFICIENT, text, now_ns), None
-    text = f"nothing speaks against it after {look.pairs} pairs"
+    text = f"not shown to be worse in {look.pairs:,} pairs"
     return to(standing, State.OK, text, now_ns), None
 
 

@@ -61,7 +61,8 @@ class Views:
         return RollbackView(
             model=name.model, new=name.new_short, previous=name.previous_short,
             state=str(standing.state), text=self._with_trouble(text),
-            since_wall_ns=standing.since_ns, checked_wall_ns=self._desk.checked_ns,
+            since_wall_ns=standing.since_ns,
+            checked_wall_ns=self._desk.checked_ns(name.model),
             stale=watched.stale, frozen=frozen, frozen_text=frozen_text,
             action=watched.config.rollback.action.kind,
             decision=self.decision(decision) if decision is not None else None,
@@ -103,8 +104,8 @@ class Views:
         return RollbackView(
             model=config.name, new=serving[-1].key if serving else "", previous="",
             state=str(State.INSUFFICIENT), text=self._with_trouble(text),
-            checked_wall_ns=self._desk.checked_ns, frozen=frozen, frozen_text=frozen_text,
-            action=config.rollback.action.kind,
+            checked_wall_ns=self._desk.checked_ns(config.name), frozen=frozen,
+            frozen_text=frozen_text, action=config.rollback.action.kind,
         )  # fmt: skip
 
     def _frozen(self, model: str) -> tuple[bool, str]:

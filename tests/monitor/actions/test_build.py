@@ -105,6 +105,22 @@ def test_the_context_that_is_chosen_is_the_one_that_is_asked(tmp_path):
         assert api.calls == []
 
 
+@pytest.mark.parametrize("kind", CLUSTER)
+@pytest.mark.parametrize("document", [{}, {"spec": None, "status": []}, {"spec": 3, "status": "x"}])
+def test_an_object_that_is_something_else_is_said(tmp_path, kind, document):
+    plural = {"deployment": "deployments", "argo": "rollouts", "kserve": "inferenceservices"}[kind]
+    with KubernetesApi() as api:
+        api.put(plural, {"metadata": dict(NAME), **document})
+        file = api.kubeconfig(tmp_path / "kubeconfig")
+        values = {**NAME, "kubernetes": {"kubeconfig": file, "context": "here"}}
+        action = build(config(kind=kind, **values), RouteTable(), "digits")
+        for call in (action.check, action.perform, action.verify, action.undo):
+            result = call(request())
+            assert result.outcome in {Outcome.RETRY, Outcome.BLOCKED, Outcome.NOTHING}
+            assert result.text
+        assert api.patches() == []
+
+
 def test_a_missing_library_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "kubernetes", None)
     with pytest.raises(MissingExtraError, match=r"model-sidecar\[kubernetes\]"):

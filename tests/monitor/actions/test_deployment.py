@@ -21,7 +21,7 @@ from tests.monitor.actions.clusters import (
     touch,
 )
 from tests.support.kubernetes_api import Fault, KubernetesApi
-from tests.support.kubernetes_controllers import REVISION
+from tests.support.kubernetes_controllers import REVISION, bare
 
 V1, V2, V3 = (template(f"digits:{n}") for n in (1, 2, 3))
 
@@ -247,6 +247,39 @@ def test_what_was_set_back_is_done_again_where_an_operator_has_it_checked_again(
     roll_out(api, V3)
     assert "before" in rollback.perform(request()).text
     assert image(api) == "digits:3"
+
+
+def test_a_persons_kubectl_rollout_undo_is_seen_and_left_alone(api, tmp_path):
+    deploy(api, V2, V3)
+    rollback = action("deployment", api, tmp_path)
+    assert rollback.perform(request()).outcome is Outcome.DONE
+    taken = api.get("replicasets", "shop", mark(api)["before"])
+
+    def undo(document: Any) -> None:  # as kubectl does: the template, and the annotations too
+        document["spec"]["template"] = bare(taken["spec"]["template"])
+        document["metadata"]["annotations"] = dict(taken["metadata"]["annotations"])
+
+    api.change("deployments", "shop", "digits", undo)
+    assert image(api) == "digits:3"
+    seen = rollback.verify(request())
+    assert seen.outcome is Outcome.BLOCKED
+    assert "somebody has replaced it" in seen.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", '{"decision": "d-1"}', "[" * 9999,
+        '{"decision":"d-1","fence":"1","new":"","previous":"","before":"","after":""}',
+        '{"decision":"d-1","fence":1,"new":"","previous":"","before":"","after":"",'
+        '"taken_back":null}',
+    ],
+)  # fmt: skip
+def test_a_mark_that_somebody_garbled_is_none(api, tmp_path, text):
+    deploy(api, V2, V3, annotations={MARK: text})
+    assert action("deployment", api, tmp_path).perform(request()).outcome is Outcome.DONE
+    assert image(api) == "digits:2"
+    assert mark(api)["decision"] == "d-1"
 
 
 # --- once, and by one -----------------------------------------------------------------------------
