@@ -68,12 +68,13 @@ class Sides:
         self.config = served.gateway.config
         self.workers = WorkerRoutes()
         self.evidence: list[EvidenceRow] = []
-        self.routes = RouteSide(
-            self.config, self.table, self.workers, SystemClock(), self.comparer.since
-        )
+        self.routes = RouteSide(self.config, self.table, self.workers, SystemClock(), self._since)
         self.comparer = Comparer(
             self.config, self.workers, self.routes.began, lambda _: self.evidence
         )
+
+    def _since(self, name: str) -> dict[str, Any]:
+        return self.comparer.since(name)
 
     @contextmanager
     def listening(self) -> Iterator[ExchangeListener]:
@@ -230,7 +231,7 @@ def test_whoever_is_killed_while_writing_leaves_a_whole_table(tmp_path):
         assert writer.stdout is not None
         writer.stdout.readline()
         until(path.exists, "it has begun")
-        until(lambda: read(path) != last, "it goes on")
+        until(lambda last=last: read(path) != last, "it goes on")
         writer.send_signal(signal.SIGKILL)
         writer.wait()
         writer.stdout.close()
