@@ -147,7 +147,8 @@ FALLBACKS = Instrument(
 )  # fmt: skip
 ROUTE_VERSION = Instrument(
     "model_sidecar.route.version", Kind.GAUGE, "1",
-    "Share of requests that the route gives to this variant; absent where it gives none.", _VARIANT,
+    "Share of requests that the route gives to this variant now; absent where it gives none and "
+    "was never changed.", _VARIANT,
 )  # fmt: skip
 GATEWAY_DROPPED = Instrument(
     "model_sidecar.gateway.dropped", Kind.COUNTER, "{record}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sidecar.errors import ChangedError
+from sidecar.errors import ConflictError
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Probe:
     text: str
 
 
-class RouteConflictError(ChangedError):
+class RouteConflictError(ConflictError):
     """Somebody else has changed the route meanwhile: look again."""
 
 

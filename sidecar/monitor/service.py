@@ -36,6 +36,7 @@ from sidecar.errors import (
 )
 from sidecar.health import HealthServicer
 from sidecar.monitor.deep.view import DriftReports
+from sidecar.monitor.routing import RouteConflictError
 from sidecar.monitor.rows import EvidenceRow
 from sidecar.monitor.view import MonitorView
 from sidecar.monitor.view_messages import to_message
@@ -346,7 +347,9 @@ def _parse(kind: Any, body: bytes) -> Any:
 
 def _abort(context: grpc.ServicerContext, error: Exception) -> bytes:
     """End a call with the status and message of an error; always raises."""
-    if isinstance(error, RequestError):
+    if isinstance(error, RouteConflictError):  # it is there, but not as the caller knows it
+        context.abort(grpc.StatusCode.ABORTED, client_message(error))
+    elif isinstance(error, RequestError):
         context.abort(_CODES[status_of(error).grpc], client_message(error))
     elif isinstance(error, SidecarError):  # the store: it says itself what is wrong
         context.abort(grpc.StatusCode.UNAVAILABLE, str(error))

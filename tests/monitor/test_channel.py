@@ -14,7 +14,7 @@ import pytest
 
 from sidecar import frames
 from sidecar.config import parse
-from sidecar.monitor import channel, places
+from sidecar.monitor import channel, channel_socket, places
 from sidecar.monitor.channel_frames import (
     ACK,
     COUNTERS,
@@ -251,7 +251,7 @@ def test_what_is_no_frame_at_all(listening: Listening) -> None:
 
 
 def test_only_this_user_may_connect(listening: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "peer_uid", lambda _: 12345)
+    monkeypatch.setattr(channel_socket, "peer_uid", lambda _: 12345)
     with peer(listening, greet=False) as other:
         assert other.closed()
     assert listening.listener.workers() == 0

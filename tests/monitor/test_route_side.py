@@ -68,12 +68,13 @@ class Sides:
         self.config = served.gateway.config
         self.workers = WorkerRoutes()
         self.evidence: list[EvidenceRow] = []
-        self.routes = RouteSide(
-            self.config, self.table, self.workers, SystemClock(), self.comparer.since
-        )
+        self.routes = RouteSide(self.config, self.table, self.workers, SystemClock(), self._since)
         self.comparer = Comparer(
             self.config, self.workers, self.routes.began, lambda _: self.evidence
         )
+
+    def _since(self, name: str) -> dict[str, Any]:
+        return self.comparer.since(name)
 
     @contextmanager
     def listening(self) -> Iterator[ExchangeListener]:
