@@ -95,7 +95,7 @@ def flipped(flips: np.ndarray, every: int) -> dict[str, Log]:
     else:
         by_block = twin.between_looks(any_flip, every)
         blocks = twin.budgeted(by_block, every // length, every, length * BUDGET)
-    return {"pairs": pairs, "blocks": blocks, "ships": np.minimum(pairs, blocks)}
+    return {"pairs": pairs, "blocks": blocks, "ships": blocks}
 
 
 # --- nothing changed ------------------------------------------------------------------------------
@@ -422,7 +422,7 @@ def beside_peers(rng: Rng, rounds: int) -> list[Row]:
 
 
 def cost() -> Row:
-    """One check over 50 metric processes: ten pairs of versions, after 20,000 requests each."""
+    """One check over 50 metric processes: 3 pairs of versions, with all that is counted of them."""
     rng = np.random.default_rng(13)
     blocks = range(PAIRS // 1000)
 
@@ -433,8 +433,8 @@ def cost() -> Row:
     five_signs = {length: cells(5, 3) for length in LENGTHS}
     error, slow, flip, right, output = shipped_harms()
 
-    def check() -> None:
-        for _ in range(10):
+    def check() -> None:  # e-processes of each: 2, 2, 10, 1, 4
+        for _ in range(3):
             checks.judge_error(error, pairs, signs)
             checks.judge_accuracy(right, pairs, signs)
             checks.judge_latency(slow, five, five_signs, 20)
@@ -442,9 +442,13 @@ def cost() -> Row:
             checks.judge_output(output, {"0": pairs}, {"0": signs})
 
     check()
-    started = time.thread_time()
-    for _ in range(5):
+    took = []
+    for _ in range(20):
+        started = time.thread_time()
         check()
-    took_ms = (time.thread_time() - started) / 5 * 1e3
-    return Row("one check over 50 metric processes", "≤ 5 ms", f"{took_ms:.1f} ms", took_ms <= 5,
-               "CPU time; ten pairs with five harms each, 20 blocks of a thousand")  # fmt: skip
+        took.append((time.thread_time() - started) * 1e3)
+    took_ms = float(np.median(took))
+    detail = "CPU time; 57 processes: three pairs of versions, five harms, 20 blocks of a thousand"
+    return Row(
+        "one check over 50 metric processes", "≤ 5 ms", f"{took_ms:.1f} ms", took_ms <= 5, detail
+    )
