@@ -25,6 +25,7 @@ from tests.benchmarks import (
     peers,
     rollback_check,
     rollback_service,
+    rollback_simulation,
     throughput,
 )
 from tests.benchmarks.tools import Row
@@ -48,6 +49,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "localize": localize.localization,
     "rollback-check": rollback_check.rollback_check,
     "rollback-service": rollback_service.rollback_service,
+    "rollback-simulation": rollback_simulation.rollback_simulation,
     "restarts": lambda rounds: behaviour.restarts(4 * rounds),
 }
 
