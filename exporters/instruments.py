@@ -43,10 +43,11 @@ ATTRIBUTES = MappingProxyType({
     "column": "the descriptor's column",
     "method": "the statistic that was computed",
     "reference": "the name of the reference compared with",
-    "metric": "the harm metric of the check (`error`, `slow`, `flip`, …)",
+    "metric": "the harm that is checked (`error`, `latency`, `flip`, `accuracy`, `output`)",
     "new": "the newer version of the pair, with its variant: `version/name`",
     "previous": "the version before, likewise",
     "state": "the state's name",
+    "action": "the kind of action that is configured: `observe`, `switch`, …",
     "channel": "the alert channel",
     "signal": "`traces`, `metrics` or `logs`",
 })  # fmt: skip
@@ -229,6 +230,33 @@ ROLLBACK_PAIRS = Instrument(
     "model_sidecar.rollback.pairs", Kind.COUNTER, "{request}",
     "Requests that both versions have answered.", (*_PAIR, "metric"),
 )  # fmt: skip
+ROLLBACK_THRESHOLD_ACT = Instrument(
+    "model_sidecar.rollback.threshold_act", Kind.GAUGE, "{nat}",
+    "The log of evidence at which it is acted on; absent where it never is.", (*_PAIR, "metric"),
+)  # fmt: skip
+ROLLBACK_LAST_CHECK = Instrument(
+    "model_sidecar.rollback.last_check.timestamp", Kind.GAUGE, "s",
+    "When the pair was last looked at, in seconds since 1970.", _PAIR,
+)  # fmt: skip
+ROLLBACK_STALE = Instrument(
+    "model_sidecar.rollback.stale", Kind.GAUGE, "{pair}",
+    "1 while requests come and none of them is run on both versions, else 0.", _PAIR,
+)  # fmt: skip
+ROLLBACK_FROZEN = Instrument(
+    "model_sidecar.rollback.frozen", Kind.GAUGE, "{model}",
+    "1 while nobody but an operator may act, else 0.", ("model.name",),
+)  # fmt: skip
+ROLLBACK_DECISIONS = Instrument(
+    "model_sidecar.rollback.decisions", Kind.COUNTER, "{decision}",
+    "What was decided: state is the one that the pair came to, or is in.",
+    ("model.name", "state", "metric"),
+)  # fmt: skip
+ROLLBACK_ACTION = Instrument(
+    "model_sidecar.rollback.action", Kind.GAUGE, "{action}",
+    "1 for how far the action of the pair's decision is: none, waiting, pending, acting, verifying,"
+    " done, blocked, failed, undone. Absent while there is no decision.",
+    (*_PAIR, "action", "state"),
+)  # fmt: skip
 LABELS = Instrument(
     "model_sidecar.labels", Kind.COUNTER, "{label}",
     "Late labels: matched with their request, early (they wait for it), repeated, refused, lost"
@@ -247,7 +275,14 @@ LABELS_COVERAGE = Instrument(
 )  # fmt: skip
 ALERTS = Instrument(
     "model_sidecar.alerts", Kind.COUNTER, "{alert}",
-    "Alerts by outcome: sent, failed, or suppressed as a repetition.", ("channel", "outcome"),
+    "Alerts by outcome: sent (each state once), retried (an attempt failed, another will be made),"
+    " failed (given up), suppressed (a repetition, or over before it was told), refused (too many"
+    " waited).",
+    ("channel", "outcome"),
+)  # fmt: skip
+ALERTS_WAITING = Instrument(
+    "model_sidecar.alerts.waiting", Kind.GAUGE, "{alert}",
+    "Alerts that the channel has not taken yet.", ("channel",),
 )  # fmt: skip
 
 # --- telemetry itself -----------------------------------------------------------------------------
@@ -272,6 +307,8 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     ROUTE_VERSION, GATEWAY_DROPPED, MIRROR_EXCHANGES, MIRROR_QUEUE, COMPARISON_RESULTS,
     COMPARISON_SQNR, DISAGREEMENT_RATE, DISAGREEMENT_BOUND, DRIFT_SCORE, DRIFT_THRESHOLD,
     DRIFT_ALARM, DRIFT_ROWS, DRIFT_LAST_SUCCESS, ROLLBACK_EVIDENCE, ROLLBACK_THRESHOLD,
-    ROLLBACK_STATE, ROLLBACK_PAIRS, LABELS, LABELS_WAITING, LABELS_COVERAGE, ALERTS,
+    ROLLBACK_STATE, ROLLBACK_PAIRS, ROLLBACK_THRESHOLD_ACT, ROLLBACK_LAST_CHECK, ROLLBACK_STALE,
+    ROLLBACK_FROZEN, ROLLBACK_DECISIONS, ROLLBACK_ACTION, LABELS, LABELS_WAITING, LABELS_COVERAGE,
+    ALERTS, ALERTS_WAITING,
     TELEMETRY_ITEMS, TELEMETRY_UP, TELEMETRY_QUEUE,
 )  # fmt: skip

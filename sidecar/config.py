@@ -189,13 +189,13 @@ class SidecarConfig(Settings):
 
     @property
     def monitored(self) -> bool:
-        """Whether a monitor stands beside the gateway: as configured, or as the roles, drift or
-        labels need it, or because something is to be told."""
+        """Whether a monitor stands beside the gateway: as configured, or as roles, drift, labels
+        or shared traffic need it, or because something is to be told."""
         if self.monitor.enabled is not None:
             return self.monitor.enabled
         watched = any(
-            model.is_watched or model.drift.wanted or model.labels is not None
-            for model in self.models
+            m.is_watched or m.drift.wanted or m.is_split or m.labels is not None
+            for m in self.models
         )
         return watched or self._tells()
 

@@ -106,14 +106,16 @@ class AlertsConfig(Settings):
     """Where alerts go. Each is kept until its channel has taken it."""
 
     channels: tuple[AlertChannel, ...] = Field(
-        (LogChannelConfig(kind="log"),), description="By `kind`; default: the log."
+        (LogChannelConfig(kind="log"),), max_length=32, description="By `kind`; default: the log."
     )
     first_retry_s: float = Field(1, gt=0, le=3600, description="Then twice as long, and so on.")
     last_retry_s: float = Field(300, gt=0, le=86400, description="The longest pause between two.")
     give_up_after_s: float = Field(
-        86400, gt=0, description="An alert that no channel has taken for so long is dropped."
+        86400, gt=0, description="Of trying: then a channel is not told of the alert."
     )
-    max_waiting: int = Field(10_000, ge=1, description="Deliveries that wait; then refused.")
+    max_waiting: int = Field(
+        10_000, ge=1, description="Alerts that wait for one channel; then refused."
+    )
     links: dict[str, str] = Field(
         default_factory=dict, description="Name to URL, shown with each alert: dashboard, runbook."
     )

@@ -36,6 +36,7 @@ def relations(tree: dict[str, Any], *, roles: Any, addresses: dict[str, str]) ->
             problems.append(Problem(f"models[{index}].cache", message))
     problems += _check_addresses(tree, addresses)
     problems += _check_client_pair(_at(tree, "telemetry"))
+    problems += _check_alerts(_at(tree, "alerts"))
     return problems
 
 
@@ -59,6 +60,7 @@ def _check_model(path: str, model: dict[str, Any], known_roles: set[str]) -> lis
         problems += _check_serving(path, model, variants)
         problems += _check_fallback(path, model, variants)
         problems += _check_candidates(path, variants)
+        problems += _check_shares(path, model, variants)
         problems += _twice(
             [
                 (f"{path}.variants[{index}].roles", _version(variant))
@@ -129,6 +131,34 @@ def _check_candidates(path: str, variants: list[tuple[int, dict[str, Any]]]) -> 
     )
 
 
+def _check_shares(
+    path: str, model: dict[str, Any], variants: list[tuple[int, dict[str, Any]]]
+) -> list[Problem]:
+    shares = _at(model, "route", "shares")
+    if not isinstance(shares, dict) or not shares:
+        return []
+    problems: list[Problem] = []
+    where = f"{path}.route.shares"
+    known = {_version(v) for _, v in variants if {"serving", "previous"} & set(_roles(v))}
+    waiting = {_version(v) for _, v in variants if "candidate" in _roles(v)} - known
+    for name in shares:
+        version = _version_text(name)
+        if version in waiting:
+            message = "it is a candidate, which answers nobody until it is promoted: give it the "
+            problems.append(Problem(f"{where}.{version}", f"{message}role serving, or no share"))
+        elif version not in known:
+            there = ", ".join(sorted(each for each in known if each is not None))
+            message = f"no variant of this version serves or is the previous one; there is: {there}"
+            problems.append(Problem(f"{where}.{version}", message))
+    given = [share for share in shares.values() if isinstance(share, int | float)]
+    if len(given) == len(shares) and not any(given):
+        problems.append(Problem(where, "all are 0: then nobody would answer"))
+    elif model.get("default_version") is not None:
+        message = "is given beside route.shares, which says which version answers; leave one away"
+        problems.append(Problem(f"{path}.default_version", message))
+    return problems
+
+
 def _check_addresses(tree: dict[str, Any], defaults: dict[str, str]) -> list[Problem]:
     problems: list[Problem] = []
     listeners: dict[str, str] = {}
@@ -162,6 +192,27 @@ def _check_addresses(tree: dict[str, Any], defaults: dict[str, str]) -> list[Pro
         for listener, own in listeners.items()
         if address == own
     ]
+
+
+def _check_alerts(alerts: Any) -> list[Problem]:
+    channels = _dicts(_at(alerts, "channels"))
+    problems = _twice(
+        [
+            (f"alerts.channels[{index}]", _text(channel.get("name") or channel.get("kind")))
+            for index, channel in channels
+        ],
+        "another channel is called {}; give it a name of its own",
+    )
+    problems += [
+        Problem(f"alerts.channels[{index}].password", "is given, but no user")
+        for index, channel in channels
+        if channel.get("password") is not None and channel.get("user") is None
+    ]
+    first, last = _at(alerts, "first_retry_s"), _at(alerts, "last_retry_s")
+    if isinstance(first, int | float) and isinstance(last, int | float) and first > last:
+        message = f"is {last:g}, shorter than first_retry_s ({first:g})"
+        problems.append(Problem("alerts.last_retry_s", message))
+    return problems
 
 
 def _check_client_pair(telemetry: Any) -> list[Problem]:

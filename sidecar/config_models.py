@@ -3,32 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from sidecar.config_drift import DriftConfig
 from sidecar.config_rollback import LabelsConfig, RollbackConfig, RouteConfig
-from sidecar.config_runtime import RuntimeConfig, Settings, TensorConfig
+from sidecar.config_runtime import Name, RuntimeConfig, Settings, TensorConfig, Version
 from sidecar.config_validation import Precision, ValidationConfig
 
 Role = Literal["serving", "reference", "mirror", "previous", "fallback", "candidate"]
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-Name = Annotated[str, Field(pattern=_NAME, max_length=200)]
-
-
-def _version_from_number(value: Any) -> Any:
-    return str(value) if type(value) is int else value
-
-
-# `version: 2` without quotes is what everybody writes first; 1.0 is refused, for 1.10 would be 1.1.
-Version = Annotated[
-    str,
-    Field(pattern=_NAME, max_length=200),
-    BeforeValidator(
-        _version_from_number, json_schema_input_type=Annotated[str, Field(pattern=_NAME)] | int
-    ),
-]
 
 
 class BatchingConfig(Settings):
@@ -108,6 +92,11 @@ class ModelConfig(Settings):
         """Whether there is anything to compare its answers with."""
         watched = {"reference", "mirror", "previous", "candidate"}
         return any(watched & set(variant.roles) for variant in self.variants)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether several versions are to share its requests, which somebody has to steer."""
+        return bool(self.route.shares) or self.route.sticky is not None
 
     @model_validator(mode="before")
     @classmethod

@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sidecar.config_runtime import ExistingPath, Settings
+from sidecar.config_runtime import ExistingPath, Settings, Version
 from sidecar.config_secret import Secret
 
 _DNS_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 DnsName = Annotated[str, Field(pattern=_DNS_NAME)]
+Share = Annotated[float, Field(ge=0, le=1e9)]
 HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
 
 
@@ -154,7 +155,7 @@ class RollbackConfig(Settings):
 class RouteConfig(Settings):
     """Which version answers requests that name none; changed at run time by `sidecar route`."""
 
-    shares: dict[str, float] = Field(
+    shares: dict[Version, Share] = Field(
         default_factory=dict,
         description="Version to its share, by weight; default: all to `default_version`.",
     )

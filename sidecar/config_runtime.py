@@ -7,13 +7,37 @@ import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
 
 DatatypeName = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
     "FP16", "FP32", "FP64", "BF16", "BYTES",
 ]  # fmt: skip
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Name = Annotated[str, Field(pattern=_NAME, max_length=200)]
+
+
+def _version_from_number(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
+# `version: 2` without quotes is what everybody writes first; 1.0 is refused, for 1.10 would be 1.1.
+Version = Annotated[
+    str,
+    Field(pattern=_NAME, max_length=200),
+    BeforeValidator(
+        _version_from_number, json_schema_input_type=Annotated[str, Field(pattern=_NAME)] | int
+    ),
+]
 
 
 class Settings(BaseModel):

@@ -10,6 +10,7 @@
         ├── InvalidRequestError    the request contradicts the protocol or the model
         ├── NotFoundError          no such model, version, region, …
         ├── ConflictError          it exists already, or is in use
+        │   └── ChangedError           … or somebody else has changed it meanwhile
         ├── OverloadedError        a bound was reached; retrying here at once would not help
         ├── UnavailableError       draining: another replica may answer
         ├── DeadlineError          the time allowed was over
@@ -85,6 +86,10 @@ class NotFoundError(RequestError):
 
 class ConflictError(RequestError):
     """It exists already, or is in use."""
+
+
+class ChangedError(ConflictError):
+    """Somebody else has changed it meanwhile: look again, then decide again."""
 
 
 class OverloadedError(RequestError):

@@ -156,6 +156,8 @@ class SupervisedMonitor:
                 self._child.set_ready()
                 self._boot["addresses"] = message["addresses"]
                 self._say(f"monitor (gRPC): {message['addresses']['grpc']}, pid {self.pid}")
+                if http := message["addresses"].get("http"):
+                    self._say(f"monitor (HTTP): {http}")
                 for line in message.get("telemetry", ()):
                     self._say(str(line))
             case "failed":

@@ -10,6 +10,7 @@ import typer
 
 from sidecar import __version__
 from sidecar.cli import (
+    alerts_commands,
     check_config,
     demo,
     drift_commands,
@@ -17,6 +18,8 @@ from sidecar.cli import (
     infer,
     labels_commands,
     monitor,
+    rollback_commands,
+    route_commands,
     schema,
     serve,
     status,
@@ -203,4 +206,7 @@ def _demo(
 
 validate_commands.register(app)
 drift_commands.register(app)
+alerts_commands.register(app)
+rollback_commands.register(app)
 labels_commands.register(app)
+route_commands.register(app)

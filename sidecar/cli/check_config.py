@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sidecar.cli.check_alerts import alert_lines, alert_notes
 from sidecar.cli.check_drift import drift_notes
 from sidecar.errors import ConfigError
 
@@ -72,6 +73,7 @@ def notes(config: SidecarConfig) -> list[str]:
     found += _monitor_notes(config)
     found += _telemetry_notes(config)
     found += drift_notes(config)
+    found += alert_notes(config)
     if gateway.shared_memory.enabled and gateway.shared_memory.access == "map":
         found.append(
             "gateway.shared_memory.access is map: a client that truncates its region ends the "
@@ -152,8 +154,6 @@ def _summary(path: Path, config: SidecarConfig) -> Tree:
     from rich.markup import escape
     from rich.tree import Tree
 
-    from sidecar.config import telemetry
-
     root = Tree(f"[green]{escape(str(path))} is fine")
     models = root.add("[bold]models")
     for model in config.models:
@@ -177,21 +177,34 @@ def _summary(path: Path, config: SidecarConfig) -> Tree:
     noun = "process" if gateway.workers == 1 else "processes"
     root.add(f"[bold]workers[/]  {gateway.workers} {noun}")
     if config.monitored:
-        mirror = config.monitor.mirror
-        line = f"{mirror.sample_rate:.0%} of requests, at most {mirror.cpu_share:.0%} of the cores"
-        root.add(f"[bold]monitor[/]  {escape(config.monitor.grpc)}  [dim]{line}")
-    if config.monitored and (told := telemetry(config).lines()):
-        branch = root.add("[bold]telemetry")
-        for line in told:
-            branch.add(escape(line.removeprefix("telemetry: ")))
-        if config.tracing["on"]:
-            branch.add(escape(_sampled(config.tracing)))
+        _add_watching(root, config)
     remarks = notes(config)
     if remarks:
         branch = root.add("[bold yellow]notes")
         for note in remarks:
             branch.add(escape(note))
     return root
+
+
+def _add_watching(root: Tree, config: SidecarConfig) -> None:
+    """What the monitor does, and whom it tells."""
+    from rich.markup import escape
+
+    from sidecar.config import telemetry
+
+    mirror = config.monitor.mirror
+    line = f"{mirror.sample_rate:.0%} of requests, at most {mirror.cpu_share:.0%} of the cores"
+    root.add(f"[bold]monitor[/]  {escape(config.monitor.grpc)}  [dim]{line}")
+    if lines := alert_lines(config):
+        branch = root.add("[bold]alerts")
+        for line in lines:
+            branch.add(escape(line))
+    if told := telemetry(config).lines():
+        branch = root.add("[bold]telemetry")
+        for line in told:
+            branch.add(escape(line.removeprefix("telemetry: ")))
+        if config.tracing["on"]:
+            branch.add(escape(_sampled(config.tracing)))
 
 
 def _sampled(tracing: dict[str, Any]) -> str:

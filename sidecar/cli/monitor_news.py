@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from sidecar.cli.monitor_follow import Connected, Lost, Missed, News
 from sidecar.cli.monitor_screen import event_line, status_group
-from sidecar.cli.status import drift_lines
+from sidecar.cli.status import model_lines
 from sidecar.clock import SystemClock
 from sidecar.monitor.client import MonitorCallError, MonitorClient
 from sidecar.monitor.view import MonitorStatus, VerdictEvent
@@ -98,7 +98,7 @@ class LiveTable:
         self._status = status
         self._asked_at = time.monotonic()
         self._lost = self._old = ""
-        self._drift = drift_lines(client)
+        self._lines = model_lines(client)
         self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
 
     def __enter__(self) -> Self:
@@ -126,7 +126,7 @@ class LiveTable:
     def _ask(self) -> None:
         try:
             self._status = self._client.status(timeout_s=_REFRESH_S)
-            self._drift = drift_lines(self._client)
+            self._lines = model_lines(self._client)
             self._old = ""
         except MonitorCallError:
             self._old = "no answer: what is shown is old"
@@ -136,7 +136,7 @@ class LiveTable:
         parts: list[RenderableType] = [
             Text(remark, "bold yellow") for remark in (self._lost, self._old) if remark
         ]
-        parts.append(status_group(self._status, SystemClock().now_ns(), self._drift))
+        parts.append(status_group(self._status, SystemClock().now_ns(), self._lines))
         self._live.update(Group(*parts), refresh=True)
 
 

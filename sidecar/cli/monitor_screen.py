@@ -32,17 +32,17 @@ _NS = 1_000_000_000
 
 
 def status_group(
-    status: MonitorStatus, now_wall_ns: int, drift: Mapping[str, Text] = MappingProxyType({})
+    status: MonitorStatus, now_wall_ns: int, lines: Mapping[str, Text] = MappingProxyType({})
 ) -> Group:
     """Draw everything: the monitor's own state, coverage, and a table a model.
 
-    ``drift``: model → the line about it (``drift_screen.drift_line``).
+    ``lines``: model → what is said of it beside its pairs (``status.model_lines``).
     """
     parts: list[RenderableType] = [_header(status, now_wall_ns), _coverage(status)]
     for model in status.models:
         parts += [Text(), *_model(model)]
-        if model.model in drift:
-            parts.append(Text("  ").append_text(drift[model.model]))
+        if model.model in lines:
+            parts.append(Text("  ").append_text(lines[model.model]))
     if not status.models:
         loading = "its copies are being loaded: nothing is watched until they are there"
         none = loading if status.state == "starting" else "no model is watched"

@@ -36,7 +36,7 @@ def run(address: str, *, as_json: bool, timeout_s: float, check: bool = False) -
 
     with MonitorClient(address, timeout_s=timeout_s) as client:
         status = client.status()
-        drift = {} if as_json else drift_lines(client)
+        lines = {} if as_json else model_lines(client)
     if as_json:
         from sidecar.monitor.view_messages import to_json
 
@@ -50,19 +50,30 @@ def run(address: str, *, as_json: bool, timeout_s: float, check: bool = False) -
         console = Console(highlight=False)
         if not console.is_terminal:  # a file or a pipe has no edge to fold at
             console.width = max(console.width, _PLAIN_COLUMNS)
-        console.print(status_group(status, SystemClock().now_ns(), drift))
+        console.print(status_group(status, SystemClock().now_ns(), lines))
     return exit_code(status) if check else FINE
 
 
-def drift_lines(client: MonitorClient) -> dict[str, Text]:
-    """Model → the line about its drift; of a monitor of an earlier release, nothing."""
+def model_lines(client: MonitorClient) -> dict[str, Text]:
+    """Model → a line about its drift, and one for each pair of its versions; what a monitor of an
+    earlier release does not know is left out."""
+    from contextlib import suppress
+
     from sidecar.cli.drift_screen import drift_line
+    from sidecar.cli.rollback_screen import rollback_line
     from sidecar.monitor.client import MonitorCallError
 
-    try:
-        return {view.model: drift_line(view) for view in client.drift()}
-    except MonitorCallError:
-        return {}
+    found: dict[str, Text] = {}
+    with suppress(MonitorCallError):
+        found = {view.model: drift_line(view) for view in client.drift()}
+    with suppress(MonitorCallError):
+        for view in client.rollback():
+            line = rollback_line(view)
+            if view.model in found:
+                found[view.model].append("\n  ").append_text(line)
+            else:
+                found[view.model] = line
+    return found
 
 
 def exit_code(status: MonitorStatus) -> int:

@@ -154,8 +154,12 @@ class GrpcClient:
         version: str = "",
         outputs: Sequence[str] = (),
         request_id: str = "",
+        metadata: Mapping[str, str] | None = None,
     ) -> Answer:
-        """Send one inference, tensors raw; ``outputs``: the names wanted, none for all."""
+        """Send one inference, tensors raw; ``outputs``: the names wanted, none for all.
+
+        ``metadata``: goes with the call; ``x-request-id`` names the request for later labels.
+        """
         request = pb.ModelInferRequest(model_name=model, model_version=version, id=request_id)
         for name, array in inputs.items():
             datatype = of_array(array)
@@ -163,7 +167,7 @@ class GrpcClient:
             request.raw_input_contents.append(bytes(raw_bytes(_wire_array(array))))
         for name in outputs:
             request.outputs.add(name=name)
-        found = self._call("ModelInfer", request, pb.ModelInferResponse)
+        found = self._call("ModelInfer", request, pb.ModelInferResponse, metadata)
         if len(found.raw_output_contents) != len(found.outputs):
             message = f"{len(found.outputs)} outputs, {len(found.raw_output_contents)} raw tensors"
             raise CallFailedError(f"the answer has {message}", "INTERNAL")
@@ -174,7 +178,13 @@ class GrpcClient:
         parameters = parse_parameters(found.parameters)
         return Answer(found.model_name, found.model_version, arrays, parameters)
 
-    def _call(self, method: str, request: Message, response: Callable[[], Any]) -> Any:
+    def _call(
+        self,
+        method: str,
+        request: Message,
+        response: Callable[[], Any],
+        metadata: Mapping[str, str] | None = None,
+    ) -> Any:
         call = self._methods.get(method)
         if call is None:
             call = self._methods[method] = self._channel.unary_unary(
@@ -183,7 +193,7 @@ class GrpcClient:
                 response_deserializer=response.FromString,  # type: ignore[attr-defined]
             )
         try:
-            return call(request, timeout=self._timeout_s)
+            return call(request, timeout=self._timeout_s, metadata=tuple((metadata or {}).items()))
         except grpc.RpcError as error:
             raise CallFailedError(error.details() or "no details", error.code().name) from None
         except DecodeError as error:

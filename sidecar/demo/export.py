@@ -38,6 +38,8 @@ FORMATS = {"onnx": ".onnx", "int8": ".int8.onnx", "pt2": ".pt2"}
 #: The newest version converted by somebody who lost its first step, the division of the pixels.
 #: It still reads most digits right, which is how such a conversion gets into production.
 BROKEN_FILE = f"digits-{VERSIONS[-1]}.broken.onnx"
+#: What is rolled out, and taken back.
+WORSE_FILE = f"digits-{training.WORSE.version}.onnx"
 HOLD_OUT_FILE = "holdout.npz"
 #: The same digits under the model's own names: what `sidecar validate` takes.
 LABELLED_FILE, LABEL = "labelled.npz", "label"
@@ -129,7 +131,7 @@ def cache_key() -> str:
 
 def _artifacts() -> list[str]:
     models = [file_name(version, form) for version in VERSIONS for form in FORMATS]
-    return [*models, BROKEN_FILE, HOLD_OUT_FILE, LABELLED_FILE]
+    return [*models, BROKEN_FILE, WORSE_FILE, HOLD_OUT_FILE, LABELLED_FILE]
 
 
 def _is_kept(output: Path, key: str) -> bool:
@@ -160,6 +162,11 @@ def _make(output: Path, key: str, say: Say) -> None:
         export_all(model, recipe.version, train_digits.images, output)
     say("models: and one conversion that is broken on purpose")
     break_conversion(output / file_name(VERSIONS[-1], "onnx"), output / BROKEN_FILE)
+    say(f"models: and version {training.WORSE.version}, trained on wrong labels for one digit")
+    worse = training.train(training.WORSE, train_digits)
+    weights[training.WORSE.version] = training.weights_hash(worse)
+    with _quiet():
+        _export_onnx(worse, output / WORSE_FILE)
     np.savez(output / HOLD_OUT_FILE, images=hold_out.images, labels=hold_out.labels)
     np.savez(output / LABELLED_FILE, image=hold_out.images, label=hold_out.labels)
     files = {name: _sha256(output / name) for name in _artifacts()}

@@ -11,6 +11,7 @@ from sidecar.demo import export, screen, traces
 from sidecar.demo.diagnosis import Diagnosis
 from sidecar.demo.drift import Drifted
 from sidecar.demo.figures import Comparison, VariantFigures
+from sidecar.demo.rollout import RolledBack
 from sidecar.demo.train import Split
 from sidecar.demo.verdicts import Finding, in_words
 from sidecar.monitor.view import Coverage
@@ -39,6 +40,7 @@ class Report:
     coverage: Coverage | None
     diagnosis: Diagnosis
     drifted: Drifted
+    rolled_back: RolledBack
     trace: traces.Trace | None
     telemetry_backend: str
 
@@ -53,6 +55,7 @@ class Report:
         told the good conversion from the broken one, and turned digits from those as they are.
         """
         told = all(finding.is_right for finding in self.findings) and self.drifted.is_good
+        told = told and self.rolled_back.is_good
         same = not any(row.differences for row in self.variants)
         return told and same and not self.failures
 
@@ -102,7 +105,14 @@ def watched(report: Report) -> list[str]:
             f"{coverage.cpu_share_used:.0%} of the processors' time"
         )
     told = traces.in_words(report.trace, report.telemetry_backend)
-    return [*lines, *report.diagnosis.in_words(), *report.drifted.in_words(), "", *told]
+    return [
+        *lines,
+        *report.diagnosis.in_words(),
+        *report.drifted.in_words(),
+        *report.rolled_back.in_words(),
+        "",
+        *told,
+    ]
 
 
 def how_to_go_on(report: Report, *, stay: bool) -> list[str]:

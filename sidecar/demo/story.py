@@ -43,6 +43,8 @@ from sidecar.demo.process import (
     write_config,
 )
 from sidecar.demo.report import REQUEST_FILE, Report, how_to_go_on, summary, write_request
+from sidecar.demo.rollout import STATE_FOLDER as ROLLOUT_STATE
+from sidecar.demo.rollout import RolledBack, RolloutAct
 from sidecar.demo.screen import TRANSPORTS
 from sidecar.demo.train import Split
 from sidecar.demo.verdicts import MODEL, VerdictWatch
@@ -157,6 +159,7 @@ class _Story:
         drifted = self._turn_digits(prepared.hold_out, addresses, server)
         say("validate: which step of the broken conversion is it?")
         diagnosis = diagnose(config, self._output)
+        rolled_back = self._roll_out(prepared.hold_out)
         report = Report(
             output=str(self._output),
             config=str(config),
@@ -175,6 +178,7 @@ class _Story:
             coverage=verdicts.coverage(),
             diagnosis=diagnosis,
             drifted=drifted,
+            rolled_back=rolled_back,
             trace=None if backend() else traces.of_log(self._output / LOG_FILE, MODEL),
             telemetry_backend=backend(),
         )
@@ -220,6 +224,11 @@ class _Story:
         drifted = act.run(IN_FLIGHT)
         server.check_alive()
         return drifted
+
+    def _roll_out(self, hold_out: Split) -> RolledBack:
+        shutil.rmtree(self._output / ROLLOUT_STATE, ignore_errors=True)
+        act = RolloutAct(self._output, hold_out, self._console, self._clock, self._console.print)
+        return act.run()
 
     def _stay(self, server: ServeProcess) -> None:
         try:

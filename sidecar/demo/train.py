@@ -43,11 +43,16 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one version is trained: Adam, with a rate that falls to zero over all epochs."""
+    """How one version is trained: Adam, with a rate that falls to zero over all epochs.
+
+    Attributes:
+        mislabelled: ``(digit, label)``: all training images of that digit carry that label.
+    """
 
     version: str
     epochs: int
     learning_rate: float
+    mislabelled: tuple[int, int] | None = None
 
 
 #: Version 1 was stopped early; version 2 is what replaced it.
@@ -55,6 +60,9 @@ RECIPES = (
     Recipe("1", epochs=6, learning_rate=1e-3),
     Recipe("2", epochs=25, learning_rate=4e-3),
 )
+#: Version 3 was trained on labels of which somebody had spoilt those of one digit. On all the
+#: others it is as good as version 2, and no error and no slow answer gives it away.
+WORSE = Recipe("3", epochs=25, learning_rate=4e-3, mislabelled=(8, 3))
 
 
 def load_digits() -> tuple[Split, Split]:
@@ -127,7 +135,11 @@ def train(recipe: Recipe, data: Split, *, seed: int = SEED) -> nn.Module:
         optimizer = torch.optim.Adam(model.parameters(), recipe.learning_rate)
         steps = recipe.epochs * -(-len(data.labels) // BATCH)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1.0 / steps, steps)
-        images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
+        truths = data.labels
+        if recipe.mislabelled is not None:
+            digit, label = recipe.mislabelled
+            truths = np.where(truths == digit, label, truths)
+        images, labels = torch.from_numpy(data.images), torch.from_numpy(truths)
         for _ in range(recipe.epochs):
             for rows in torch.randperm(len(labels)).split(BATCH):
                 optimizer.zero_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -44,6 +44,8 @@ class Backend(Protocol):
     tap: Tap | None
     #: Decides which requests are traced; ``None``: none are.
     tracing: Tracing | None
+    #: Model → the header whose value says which version answers, where one is configured.
+    sticky: Mapping[str, str]
 
     def serve(
         self,

@@ -125,6 +125,7 @@ class Gateway:
         self.logs = LogSettings(config.log)
         self._token = read_token(gateway.admin)
         self.registry = Registry(config, self._make_batcher, self._token)
+        self.sticky = self.registry.sticky
         self.changes = Changes(self)
         self.control: Control = LocalControl(self.changes)
         self.draining = False

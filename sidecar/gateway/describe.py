@@ -129,7 +129,9 @@ def repository_index(registry: Registry, *, ready_only: bool) -> pb.RepositoryIn
     for name, entry in registry.entries.items():
         versions = list(
             dict.fromkeys(
-                v.version for v in entry.config.variants if {"serving", "previous"} & set(v.roles)
+                v.version
+                for v in entry.config.variants
+                if {"serving", "previous"} & set(v.roles) or v.version in entry.serving
             )
         )
         for version in versions:

@@ -10,7 +10,12 @@ from collections.abc import Iterator, Sequence
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from sidecar.errors import CancelledError, RequestError
+from sidecar.errors import (
+    CancelledError,
+    InvalidRequestError,
+    RequestError,
+    UnavailableError,
+)
 from sidecar.gateway import path, record
 from sidecar.gateway.messages import InferRequest, InferResponse
 from sidecar.gateway.pages import Timing
@@ -29,12 +34,37 @@ Metadata = Sequence[tuple[str, str | bytes]]
 _CONTEXT = frozenset({"x-request-id", "traceparent", "tracestate"})
 
 
-def target(gateway: Gateway, envelope: wire.Envelope) -> Target | None:
-    """Where a request is forwarded to; ``None``: it takes the ordinary path."""
-    entry, copy = gateway.registry.find(envelope.model_name, envelope.model_version)
+def target(gateway: Gateway, envelope: wire.Envelope, point: float | None = None) -> Target | None:
+    """Where a request is forwarded to; ``None``: it takes the ordinary path, with the same
+    ``point``, or it would be drawn twice."""
+    entry, copy = gateway.registry.route(envelope.model_name, envelope.model_version, point)
     if not copy.forwards or envelope.uses_shared_memory or copy.cached:
         return None
     return entry, copy
+
+
+def check_stays(gateway: Gateway, envelope: wire.Envelope, copy: Copy) -> None:
+    """Let a later request of a forwarded stream go where its first one went: a stream is not drawn
+    anew, as long as its version has a share at all.
+
+    Raises:
+        InvalidRequestError: it is for another model or version, or has tensors in shared memory.
+        UnavailableError: its version was taken off the route. (It would be served on, and a version
+            that was rolled back keep its streams for ever.)
+    """
+    entry = gateway.registry.entry(envelope.model_name)
+    drawn = not envelope.model_version and entry.serving.get(copy.version) is copy
+    if drawn and copy.version not in entry.shares:
+        text = f"version '{copy.version}' of model '{copy.model}', which this stream goes to, gets "
+        text += "no more requests; open another stream"
+        raise UnavailableError(text)
+    if drawn and not envelope.uses_shared_memory:
+        return
+    found = target(gateway, envelope)
+    if found is None or found[1] is not copy:
+        text = f"this stream goes to model '{copy.model}' on another server; open another "
+        text += "stream for another model or version, and for shared memory"
+        raise InvalidRequestError(text)
 
 
 def request_of(

@@ -13,54 +13,21 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
-from typing_extensions import override
 
 from sidecar.errors import ConfigError, Problem
 from sidecar.gateway.api import Backend
 from sidecar.gateway.http_app import HttpApp
+from sidecar.gateway.http_listen import BACKLOG, Server, address_of, listen_tcp, listen_unix
 from sidecar.gateway.http_protocol import HttpLimits, protocol_class
 
 if TYPE_CHECKING:
     from sidecar.config import GatewayConfig, ServerTlsConfig
 
 logger = logging.getLogger(__name__)
-
-_BACKLOG = 2048
-#: How long, at the end, a connection may take to send its first request.
-_SETTLE_S = 1.0
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server, which says when it listens."""
-
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_started = on_started
-
-    @override
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_started()
-
-    @override
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # uvicorn closes at once what has sent no request yet. Of connections accepted a moment ago
-        # that request is on its way, and would be lost: so accept no more, and give them a moment.
-        for server in self.servers:
-            server.close()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _SETTLE_S
-        while loop.time() < deadline and any(  # noqa: ASYNC110 - uvicorn tells nobody
-            getattr(connection, "cycle", None) is None
-            for connection in self.server_state.connections
-        ):
-            await asyncio.sleep(0.01)
-        await super().shutdown(sockets)
 
 
 class HttpServer:
@@ -89,7 +56,7 @@ class HttpServer:
         self._share_port = config.workers > 1
         self._app = HttpApp(config, config.http, backend, limits)
         self._protocol = protocol_class(parser, limits)
-        self._server: _Server | None = None
+        self._server: Server | None = None
         self._thread: threading.Thread | None = None
         self._started = threading.Event()
         self._failure: BaseException | None = None
@@ -110,7 +77,7 @@ class HttpServer:
         """
         context = None if self._http.tls is None else _tls_context(self._http.tls)
         listener = self._listen(address or self._http.address)
-        bound = _address_of(listener)
+        bound = address_of(listener)
         config = uvicorn.Config(
             self._app.asgi,
             http=self._protocol,
@@ -125,13 +92,13 @@ class HttpServer:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            backlog=_BACKLOG,
+            backlog=BACKLOG,
             timeout_keep_alive=self._limits.keep_alive_s,
         )
         config.load()
         # A context of our own: uvicorn's would allow only the cipher list named "TLSv1".
         config.ssl = context
-        self._server = _Server(config, self._started.set)
+        self._server = Server(config, self._started.set)
         self._thread = threading.Thread(
             target=self._run, args=(self._server, listener), name="http", daemon=True
         )
@@ -165,7 +132,7 @@ class HttpServer:
         if self._unix_path is not None:
             Path(self._unix_path).unlink(missing_ok=True)
 
-    def _run(self, server: _Server, listener: socket.socket) -> None:
+    def _run(self, server: Server, listener: socket.socket) -> None:
         try:
             # Not the main thread, so neither the runner nor uvicorn installs signal handlers.
             with asyncio.Runner(loop_factory=self._loop_factory()) as runner:
@@ -192,63 +159,12 @@ class HttpServer:
         try:
             if address.startswith("unix:"):
                 self._unix_path = address.removeprefix("unix:")
-                return _listen_unix(self._unix_path)
-            return _listen_tcp(address, share_port=self._share_port)
+                return listen_unix(self._unix_path)
+            return listen_tcp(address, share_port=self._share_port)
         except OSError as error:
             reason = error.strerror or str(error)
             problem = Problem("gateway.http.address", f"cannot listen on {address}: {reason}")
             raise ConfigError("gateway", [problem]) from None
-
-
-def _listen_tcp(address: str, *, share_port: bool) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    flags = socket.AI_PASSIVE
-    found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM, flags=flags)
-    family, kind, protocol, _, target = found[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if share_port:
-            # Only where there are several workers: otherwise a second sidecar started by mistake
-            # would take half of the first one's traffic instead of failing.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(target)
-        # Here, not when uvicorn gets to it: from now on connections wait instead of being refused.
-        listener.listen(_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def _listen_unix(path: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if Path(path).is_socket() and not _answers(path):
-            Path(path).unlink()  # left behind by a process that was killed
-        listener.bind(path)
-        listener.listen(_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, suppress(OSError):
-        probe.connect(path)
-        return True
-    return False
-
-
-def _address_of(listener: socket.socket) -> str:
-    name = listener.getsockname()
-    if listener.family == socket.AF_UNIX:
-        return f"unix:{name}"
-    return (
-        f"[{name[0]}]:{name[1]}" if listener.family == socket.AF_INET6 else f"{name[0]}:{name[1]}"
-    )
 
 
 def _tls_context(tls: ServerTlsConfig) -> ssl.SSLContext:

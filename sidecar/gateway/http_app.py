@@ -30,6 +30,7 @@ from sidecar.errors import (
     UnauthenticatedError,
 )
 from sidecar.gateway import http_control as control
+from sidecar.gateway import sticky
 from sidecar.gateway.api import Backend
 from sidecar.gateway.http_body import (
     DisconnectedError,
@@ -168,6 +169,7 @@ class HttpApp:
         name, version = call.model
         with Reservation(self._backend) as reservation:
             body = await self._body(call, reservation)
+            keys = self._backend.sticky
             envelope = Envelope(
                 name,
                 version,
@@ -175,6 +177,7 @@ class HttpApp:
                 json_bytes=json_bytes,
                 traceparent=call.traceparent,
                 received_ns=monotonic_ns(),
+                point=sticky.of_headers(keys, name, call.headers) if keys else None,
             )
 
             def undo(packed: bytes) -> bytes:

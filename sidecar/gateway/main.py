@@ -21,8 +21,10 @@ from sidecar.gateway.core import Gateway
 from sidecar.gateway.grpc_server import GrpcServers
 from sidecar.gateway.pages import Page
 from sidecar.gateway.registry import slots_of
+from sidecar.gateway.route_follower import RouteFollower
 from sidecar.gateway.tracefile import TraceWriter
 from sidecar.gateway.tracing import Tracing
+from sidecar.monitor.places import routes_path
 
 if TYPE_CHECKING:
     from sidecar.config import SidecarConfig
@@ -52,6 +54,17 @@ class Worker:
         self._trace = TraceWriter(config.gateway.trace, self.gateway)
         self._grpc_addresses: list[str] = []
         self._logs: LogRecords | None = None
+        self._routes: RouteFollower | None = None
+
+    def follow_routes(self, base_dir: Path) -> None:
+        """Read the route table, before anything is loaded and served by another one.
+
+        Args:
+            base_dir: the folder of the config's file.
+        """
+        path = routes_path(self.config, base_dir)
+        self._routes = RouteFollower(path, self.gateway.registry, self.gateway.page)
+        self._routes.look()
 
     def mirror(self, base_dir: Path, index: int) -> None:
         """Hand the monitor a sample of what is answered, spans and log records, as configured.
@@ -63,6 +76,7 @@ class Worker:
         config, wanted = self.config, self.config.tracing
         if not (config.monitored or wanted["on"] or wanted["logs"]):
             return  # and nothing is imported for it
+        from sidecar.gateway.aside import Aside
         from sidecar.gateway.backlog import Told
         from sidecar.gateway.tap import Tap
         from sidecar.monitor.places import socket_path
@@ -77,6 +91,9 @@ class Worker:
             socket_path(config, base_dir), config.monitor, gateway.page, gateway.clock, index,
             sampled_models(config), told,
         )  # fmt: skip
+        aside = gateway.tap.aside = Aside(gateway.registry, gateway.page, self._routes)
+        if self._routes is not None:
+            self._routes.on_change = aside.changed
         if told.logs is not None:
             from sidecar.gateway.logrecords import LogRecords
 
@@ -103,6 +120,8 @@ class Worker:
             self._http = HttpServer(self.config.gateway, self.gateway)
             bound["http"] = self._http.start(addresses["http"])
         self._trace.start()
+        if self._routes is not None:
+            self._routes.start()
         # What lives now lives on: keeping it out of every later collection saves its walk.
         gc.collect()
         gc.freeze()
@@ -157,6 +176,8 @@ class Worker:
             self._http.stop(timeout_s=max(_GRACE_S, (end - clock.monotonic_ns()) / 1e9))
         self._grpc.stop(_GRACE_S)
         self._trace.stop()
+        if self._routes is not None:
+            self._routes.stop()
         if self._logs is not None:
             self._logs.detach()
         self.gateway.close()
@@ -172,7 +193,7 @@ class Worker:
         """What is loaded, for people."""
         rows: list[dict[str, Any]] = []
         for name, entry in self.gateway.registry.entries.items():
-            for copy in entry.copies:
+            for copy in entry.loaded:
                 placement = copy.runtime.placement
                 rows.append(
                     {
@@ -229,6 +250,7 @@ def run(config_path: Path) -> NoReturn:
     config = load(config_path)
     logs.configure(config.log)
     worker = Worker(config, None, _cores())
+    worker.follow_routes(config_path.parent.resolve())
     worker.mirror(config_path.parent.resolve(), 0)
     ready = threading.Event()
 
@@ -269,6 +291,7 @@ def run_supervised(control_fd: int) -> int:
         slots = len(slots_of(config))
         pages = [Page(fd, slots, owner=index == 0) for index, fd in enumerate(page_fds)]
         worker = Worker(config, pages, _cores())
+        worker.follow_routes(base_dir)
         worker.mirror(base_dir, boot["index"])
         signal.signal(signal.SIGTERM, lambda *_: worker.stop_requested.set())
         control = SupervisedControl(connection, worker.gateway.changes, worker.stop_requested.set)

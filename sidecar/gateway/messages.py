@@ -82,6 +82,8 @@ class InferRequest:
         transport: how it came: ``grpc``, ``stream`` (gRPC as well) or ``http``.
         sample: set when this request is mirrored to the monitor.
         trace: whose trace it belongs to, and whether it is recorded; ``None``: tracing is off.
+        point: where it lies in [0, 1) among the versions that share the traffic; ``None``:
+            anywhere, it is drawn when that is needed.
     """
 
     model_name: str
@@ -100,6 +102,7 @@ class InferRequest:
     transport: str = "grpc"
     sample: Sample | None = None
     trace: RequestTrace | None = None
+    point: float | None = None
 
 
 @dataclass(slots=True)

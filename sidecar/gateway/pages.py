@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import secrets
 import threading
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -89,9 +90,10 @@ SERVER_COUNTERS: tuple[str, ...] = (
     "refused_requests", "refused_bytes", "refused_streams", "timing_dropped", "unknown_model",
     "tap_sampled", "tap_sent", "tap_dropped_full", "tap_dropped_no_monitor", "tap_dropped_lost",
     "tap_shared_memory", "tap_sequence", "tap_too_large", "tap_unclear", "spans_dropped",
-    "logs_dropped",
+    "logs_dropped", "route_damaged",
 )  # fmt: skip
 _SERVER_AT = 8
+_ID_AT = 5
 
 _DURATION_INDEX = {name: _DURATION_AT + 2 * i for i, name in enumerate(DURATIONS)}
 _COUNTER_INDEX = {name: _COUNTER_AT + i for i, name in enumerate(COUNTERS)}
@@ -171,6 +173,8 @@ class Page:
             self.words[0], self.words[1], self.words[2] = MAGIC, LAYOUT_VERSION, slots
             self.words[3] = os.getpid()
             self.words[4] += 1  # incarnation
+            if not self.words[_ID_AT]:  # of the page, not of the process that counts in it now
+                self.words[_ID_AT] = secrets.randbits(63) | 1
         elif read_only and (header := self.words[:3].tolist()) != [MAGIC, LAYOUT_VERSION, slots]:
             self.close()
             text = f"no page of layout {LAYOUT_VERSION} with {slots} slots: its header is {header}"
@@ -266,6 +270,11 @@ class Page:
         """Add to one of ``SERVER_COUNTERS``."""
         with self._lock:
             self.words[_SERVER_INDEX[counter]] += amount
+
+    @property
+    def id(self) -> int:
+        """Of the page since it was made: counts of two ids are never the same counts."""
+        return self.words[_ID_AT]
 
     def server_counters(self) -> dict[str, int]:
         """All of ``SERVER_COUNTERS``."""

@@ -82,7 +82,9 @@ def infer(
         check_deadline(request, monotonic_ns())  # now: `start` is before the queue
         fallback: Copy | None = None
         if copy is None:
-            entry, copy = gateway.registry.find(request.model_name, request.model_version)
+            entry, copy = gateway.registry.route(
+                request.model_name, request.model_version, request.point
+            )
             fallback = fallback_for(entry, copy, request.model_version)
         began = monotonic_ns()
         arrays = materialize(request, copy.inputs, copy.max_batch_size, gateway.shm.read_region)

@@ -14,12 +14,14 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from random import random
 from typing import TYPE_CHECKING, Literal
 
-from sidecar import runtimes
+from sidecar import route_table, runtimes
 from sidecar.errors import InvalidRequestError, NotFoundError, SidecarError
 from sidecar.gateway.batcher import Batcher
 from sidecar.gateway.messages import OutputRequest
+from sidecar.route_table import Split
 from sidecar.runtimes.base import Array, ForwardingRuntime, Runtime, TensorSpec
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: The roles whose copies the gateway holds; the others live in the monitor.
-GATEWAY_ROLES = frozenset({"serving", "previous", "fallback"})
+GATEWAY_ROLES = frozenset({"serving", "previous", "fallback", "candidate"})
 
 _SERIALS = itertools.count(1)
 
@@ -90,7 +92,17 @@ def _dispose(key: str, runtime: Runtime, batcher: Batcher | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model in a snapshot. ``serving`` maps version → the copy that answers for it."""
+    """One model in a snapshot.
+
+    Attributes:
+        serving: version → the copy that answers for it.
+        default_version: answers requests that name none; of several, the one of the largest share.
+        unloaded: on request: then it is no fault that nothing is loaded.
+        held: ``serving``, and the candidates that nobody is answered by yet.
+        split: which version answers requests that name none; ``None``: the default version does.
+        shares: of each version, as they are followed; ``revision``: of the route that they follow.
+        note: how that differs from the route as it was set; else empty.
+    """
 
     config: ModelConfig
     state: State = "UNAVAILABLE"
@@ -98,15 +110,42 @@ class Entry:
     serving: Mapping[str, Copy] = field(default_factory=dict)
     fallback: Copy | None = None
     default_version: str = ""
-    unloaded: bool = False  # on request: then it is no fault that nothing is loaded
+    unloaded: bool = False
+    held: Mapping[str, Copy] = field(default_factory=dict)
+    split: Split | None = None
+    shares: Mapping[str, float] = field(default_factory=dict)
+    revision: int = 0
+    note: str = ""
 
     @property
     def copies(self) -> list[Copy]:
-        """All copies, each once."""
+        """All copies that answer, each once."""
         copies = list(self.serving.values())
         if self.fallback is not None and self.fallback not in copies:
             copies.append(self.fallback)
         return copies
+
+    @property
+    def loaded(self) -> list[Copy]:
+        """All copies, each once, with those that answer nobody yet."""
+        waiting = [copy for version, copy in self.held.items() if version not in self.serving]
+        return [*self.copies, *waiting]
+
+    def follow(self, route: route_table.Route | None) -> Entry:
+        """The same model by another route."""
+        if not self.held:
+            return self
+        model = self.config
+        shares, note = route_table.resolve(route, route_table.configured(model), self.held)
+        waiting = {v for v in route_table.candidates(model) if v not in shares}
+        serving = {v: copy for v, copy in self.held.items() if v not in waiting}
+        return replace(
+            self, serving=serving, shares=shares, note=note,
+            default_version=max(shares, key=shares.__getitem__) if shares else self.default_version,
+            # With one version there is nothing to draw, and a request pays for no more.
+            split=Split(shares, self.held) if len(shares) > 1 else None,
+            revision=0 if route is None else route.revision,
+        )  # fmt: skip
 
 
 def gateway_variants(model: ModelConfig) -> list[VariantConfig]:
@@ -133,11 +172,20 @@ class Registry:
         self._slots = slots_of(config)
         self._make_batcher = make_batcher
         self._lock = threading.Lock()
+        self._routes: route_table.Routes = {}
         self.entries: dict[str, Entry] = {m.name: Entry(m) for m in config.models}
+        #: Model → the metadata key whose value says which version answers; only what is configured.
+        self.sticky: Mapping[str, str] = {
+            m.name: m.route.sticky for m in config.models if m.route.sticky is not None
+        }
 
     def slot(self, model: ModelConfig, variant: VariantConfig) -> int:
         """A variant's slot in the pages."""
         return self._slots[f"{model.name}:{variant.key}"]
+
+    def slots_of_versions(self, model: ModelConfig) -> list[tuple[int, str]]:
+        """The slot and the version of each variant that may answer requests."""
+        return [(self.slot(model, each), each.version) for each in gateway_variants(model)]
 
     # --- looking up -----------------------------------------------------------------------------
 
@@ -169,9 +217,30 @@ class Registry:
             if not entry.serving:
                 text = f"model '{name}' is not loaded ({entry.reason or 'not yet'}); load it first"
                 raise NotFoundError(text)
+            if version in entry.held:
+                text = f"version '{version}' of model '{name}' is a candidate: it is compared, and "
+                text += "answers nobody until it is promoted (sidecar route promote MONITOR "
+                text += f"{name} {version})"
+                raise NotFoundError(text)
             known = ", ".join(entry.serving)
             text = f"model '{name}' has no version '{version}'; it has: {known}"
             raise NotFoundError(text)
+        return entry, copy
+
+    def route(self, name: str, version: str, point: float | None = None) -> tuple[Entry, Copy]:
+        """Which copy is to answer a request.
+
+        Args:
+            version: as asked for; ``""``: as the route says.
+            point: where the request lies in [0, 1); ``None``: anywhere.
+
+        Raises:
+            NotFoundError: as of ``find``.
+        """
+        entry = self.entries.get(name)
+        if version or entry is None or entry.split is None:
+            return self.find(name, version)
+        copy = entry.serving[entry.split.pick(random() if point is None else point)]  # noqa: S311 - a share is no secret
         return entry, copy
 
     def ready(self) -> bool:
@@ -187,23 +256,27 @@ class Registry:
             SidecarError: a copy cannot be loaded; what was loaded before it is freed.
         """
         model = self.entry(name).config
-        serving: dict[str, Copy] = {}
+        answering = route_table.answering(model)
+        held: dict[str, Copy] = {}
         fallback: Copy | None = None
-        default = ""
         for variant in gateway_variants(model):
-            copy = self._load(model, variant)
-            if "serving" in variant.roles:
-                serving[variant.version] = copy
-                default = variant.version  # the last one in the config is the newest
-            elif "previous" in variant.roles:
-                serving.setdefault(variant.version, copy)
+            try:
+                copy = self._load(model, variant)
+            except SidecarError as error:
+                _leave_out(model, variant, error)
+                continue
+            if answering.get(variant.version) is variant:
+                held[variant.version] = copy
             if "fallback" in variant.roles:
                 fallback = copy
-        default = model.default_version or default
-        if fallback is not None:
-            for copy in serving.values():
+        for version, copy in list(held.items()):
+            try:
                 _check_same_signature(copy, fallback)
-        return Entry(model, "READY", "", serving, fallback, default)
+            except SidecarError as error:
+                _leave_out(model, copy.config, error)
+                del held[version]
+        held = {version: held[version] for version in answering if version in held}
+        return Entry(model, "READY", "", fallback=fallback, held=held).follow(None)
 
     def _load(self, model: ModelConfig, variant: VariantConfig) -> Copy:
         logger.info("loading %s:%s on %s", model.name, variant.key, variant.runtime.kind)
@@ -217,7 +290,10 @@ class Registry:
 
     def commit(self, entry: Entry) -> None:
         """Put a prepared entry in place. Requests under way end on the copies they began with."""
-        self._replace(entry.config.name, entry)
+        name = entry.config.name
+        self._replace(name, entry)
+        if note := self.entries[name].note:
+            logger.warning("%s: %s", name, note)
 
     def unload(self, name: str) -> None:
         """Take a model out of service; its copies go when their requests are done."""
@@ -232,7 +308,23 @@ class Registry:
 
     def _replace(self, name: str, entry: Entry) -> None:
         with self._lock:
+            entry = entry.follow(self._routes.get(name))
             self.entries = {**self.entries, name: entry}  # readers hold the old dict: never mutated
+
+    def follow(self, routes: route_table.Routes) -> None:
+        """Route by another table from now on; models that are loaded later, too."""
+        with self._lock:
+            before, self._routes = self._routes, routes
+            changed = {
+                name: entry.follow(routes.get(name))
+                for name, entry in self.entries.items()
+                if routes.get(name) != before.get(name)
+            }
+            self.entries = {**self.entries, **changed}
+        for name, entry in changed.items():
+            _say(name, routes.get(name), entry)
+        for name in routes.keys() - self.entries.keys() - before.keys():
+            logger.warning("the route table names model '%s', which is not served here", name)
 
     def clear(self) -> None:
         """Drop every copy."""
@@ -240,9 +332,30 @@ class Registry:
             self.entries = {n: Entry(e.config, "UNAVAILABLE") for n, e in self.entries.items()}
 
 
-def _check_same_signature(copy: Copy, fallback: Copy) -> None:
+def _leave_out(model: ModelConfig, variant: VariantConfig, error: SidecarError) -> None:
+    """A candidate answers nobody: what keeps it from being loaded must not keep others from
+    serving. Anything else that cannot be loaded is an error."""
+    if "candidate" not in variant.roles:
+        raise error
+    logger.error("the candidate %s:%s is left out: %s", model.name, variant.key, error)
+
+
+def _say(name: str, route: route_table.Route | None, entry: Entry) -> None:
+    if route is None:
+        logger.info("%s is routed as configured", name)
+        return
+    why = f"{route.by}: {route.reason}" if route.reason else route.by
+    shares, plain = route.shares, route_table.configured(entry.config)
+    text = "" if shares == plain else f"; {route_table.words(plain)} is configured"
+    logger.info("%s is routed %s (revision %d, by %s)%s", name, route_table.words(shares),
+                route.revision, why, text)  # fmt: skip
+    if entry.note:
+        logger.warning("%s: %s", name, entry.note)
+
+
+def _check_same_signature(copy: Copy, fallback: Copy | None) -> None:
     """A fallback must take and give what the serving variant does, or its answers are none."""
-    if copy is fallback:
+    if fallback is None or copy is fallback:
         return
     for kind in ("inputs", "outputs"):
         ours = {s.name: s.datatype for s in getattr(copy.runtime.signature, kind)}

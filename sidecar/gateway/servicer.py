@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from sidecar.errors import InvalidRequestError, NotFoundError, RequestError
-from sidecar.gateway import forward, grpc_pool, path
+from sidecar.gateway import forward, grpc_pool, path, sticky
 from sidecar.gateway.deadline import set_deadline
 from sidecar.gateway.messages import InferResponse
 from sidecar.gateway.streams import serve_stream
@@ -48,6 +48,7 @@ class InferServicer:
             for model in gateway.config.models
             for variant in model.variants
         )
+        self._sticky = gateway.registry.sticky
 
     def infer(self, body: bytes, context: grpc.ServicerContext) -> bytes:
         """One inference: ``ModelInferRequest`` bytes → ``ModelInferResponse`` bytes."""
@@ -79,11 +80,13 @@ class InferServicer:
         tap = self._gateway.tap
         model = ""
         reached = False  # from there on it is counted with its model
+        point: float | None = None
         try:
             if self._any_remote:
                 envelope = wire.scan_request(body)
                 model = envelope.model_name
-                target = forward.target(self._gateway, envelope)
+                point = sticky.drawn(sticky.of_metadata(self._sticky, model, metadata))
+                target = forward.target(self._gateway, envelope, point)
                 if target is not None:
                     request = forward.request_of(body, envelope, request_id, traceparent)
                     request.received_ns, request.started_ns = received, started
@@ -96,6 +99,10 @@ class InferServicer:
             request = codec.parse_request(body, request_id)
             request.traceparent, request.trace = traceparent, trace
             request.received_ns, request.started_ns = received, started
+            if point is not None:
+                request.point = point
+            elif self._sticky:
+                request.point = sticky.of_metadata(self._sticky, request.model_name, metadata)
             request.parse_ns = monotonic_ns() - started
             set_deadline(request, started, remaining_s, self._default_timeout_s)
             if tap is not None:

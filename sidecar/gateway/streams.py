@@ -27,7 +27,7 @@ from sidecar.errors import (
     UnavailableError,
     UpstreamError,
 )
-from sidecar.gateway import forward, path, record
+from sidecar.gateway import forward, path, record, sticky
 from sidecar.gateway.deadline import NO_DEADLINE_S, set_deadline
 from sidecar.gateway.messages import InferRequest, InferResponse
 from sidecar.gateway.pages import Timing
@@ -73,9 +73,9 @@ def serve_stream(
     first = next(bodies, None)
     if first is None:
         return
-    caller = _Caller(request_id, traceparent, tracestate)
+    caller = _Caller(request_id, traceparent, tracestate, metadata)
     try:
-        remote = _remote_target(gateway, first)
+        remote = _remote_target(gateway, first, metadata)
         if remote is not None:
             yield from _forward(gateway, remote, chain((first,), bodies), context, metadata, caller)
             return
@@ -104,6 +104,7 @@ class _Caller(NamedTuple):
     request_id: str
     traceparent: str
     tracestate: str
+    metadata: Metadata
 
     def begin(self, gateway: Gateway) -> RequestTrace | None:
         """The trace of one request: each is a child of the caller's span, or begins its own."""
@@ -237,6 +238,8 @@ class _Reader:
             raise
         request.transport, request.traceparent = "stream", self._caller.traceparent
         request.trace = trace
+        if keys := gateway.registry.sticky:
+            request.point = sticky.of_metadata(keys, request.model_name, self._caller.metadata)
         request.received_ns, request.started_ns = received_ns, started
         request.parse_ns = monotonic_ns() - started
         # A stream's own deadline is the whole stream's; a request has its `timeout`.
@@ -272,9 +275,10 @@ def _error_element(body: bytes, error: Exception) -> bytes:
 # --- in front of another server -------------------------------------------------------------------
 
 
-def _remote_target(gateway: Gateway, body: bytes) -> forward.Target | None:
+def _remote_target(gateway: Gateway, body: bytes, metadata: Metadata) -> forward.Target | None:
     envelope = wire.scan_request(body)
-    return forward.target(gateway, envelope)
+    point = sticky.of_metadata(gateway.registry.sticky, envelope.model_name, metadata)
+    return forward.target(gateway, envelope, point)
 
 
 class _Sent:
@@ -355,11 +359,7 @@ def _forward(
     def checked() -> Iterator[bytes]:
         for body in bodies:
             envelope = wire.scan_request(body)
-            other = forward.target(gateway, envelope)
-            if other is None or other[1] is not copy:
-                text = f"this stream goes to model '{copy.model}' on another server; open another "
-                text += "stream for another model or version, and for shared memory"
-                raise InvalidRequestError(text)
+            forward.check_stays(gateway, envelope, copy)
             sent.add(body, envelope)
             yield body
 

@@ -32,7 +32,6 @@ from sidecar.gateway.backlog import Told
 from sidecar.gateway.messages import InferRequest
 from sidecar.gateway.pages import SERVER_COUNTERS, Page
 from sidecar.gateway.sample import Sample, uses_regions
-from sidecar.monitor.channel import peer_uid
 from sidecar.monitor.channel_frames import (
     ACK,
     COUNTERS,
@@ -41,11 +40,13 @@ from sidecar.monitor.channel_frames import (
     RATE,
     pack_exchange,
 )
+from sidecar.monitor.channel_socket import peer_uid
 from sidecar.monitor.exchange import Bytes, Exchange
 from sidecar.monitor.places import address_of
 
 if TYPE_CHECKING:
     from sidecar.config_monitor import MonitorConfig
+    from sidecar.gateway.aside import Aside
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,7 @@ class Tap:
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._socket: socket.socket | None = None
+        self.aside: Aside | None = None  # set by whoever has something else to say
         self._thread = threading.Thread(target=self._run, name="tap", daemon=True)
 
     # --- on the request's path ------------------------------------------------------------------
@@ -195,6 +197,8 @@ class Tap:
 
     def start(self) -> None:
         """Begin to look for the monitor."""
+        if self.aside is not None:
+            self.aside.wake = self._wake.set
         self._thread.start()
 
     def close(self, timeout_s: float = 2.0) -> None:
@@ -268,6 +272,8 @@ class Tap:
     def _send_until_lost(self, sock: socket.socket) -> None:
         told: dict[str, int] | None = None  # where counts begin is told even when they are 0
         tell_at_s = 0.0
+        if self.aside is not None:
+            self.aside.begin()
         while not self._stopped.is_set():
             if monotonic() >= tell_at_s:
                 counters = {name: c for name, c in self._counters().items() if c}
@@ -275,6 +281,8 @@ class Tap:
                     frames.send(sock, COUNTERS, counters)
                     told = counters
                 tell_at_s = monotonic() + _TELL_S
+            if self.aside is not None and (said := self.aside.frames()):
+                frames.send_many(sock, said)
             # Both, in turn: neither is to wait for the other to have nothing left.
             if self._send_slice(sock) | self._send_told(sock):
                 continue
@@ -287,7 +295,8 @@ class Tap:
         self._wake.clear()
         self._idle = self._asleep = True
         # What came in between saw nobody to wake.
-        if not self._queue and not self._told.waiting:
+        says = self.aside is not None and self.aside.waits
+        if not self._queue and not self._told.waiting and not says:
             self._wake.wait(_TELL_S)
         self._asleep = False
         if not self._queue and self._told.waiting:
@@ -339,6 +348,8 @@ class Tap:
                             acknowledged[name] = total
                 elif frame.kind == RATE and isinstance(frame.fields.get("rate"), int | float):
                     self._rate = min(1.0, max(0.0, float(frame.fields["rate"])))
+                elif self.aside is not None:
+                    self.aside.heard(frame.kind, frame.fields)
         except ValueError as error:
             logger.warning("what the monitor sent cannot be read: %s", error)
         finally:

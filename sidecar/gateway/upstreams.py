@@ -29,7 +29,7 @@ class Upstreams:
         copies = [
             copy
             for entry in self._registry.entries.values()
-            for copy in entry.copies
+            for copy in entry.loaded
             if copy.forwards
         ]
         if len(copies) < 2:

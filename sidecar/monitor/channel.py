@@ -11,12 +11,9 @@ than its bounds unacknowledged: what lies in the kernel meanwhile is bounded too
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import socket
-import stat
-import struct
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -24,21 +21,23 @@ from pathlib import Path
 from typing import Any
 
 from sidecar import frames
-from sidecar.errors import SidecarError
 from sidecar.monitor.channel_frames import (
     ACK,
     COUNTERS,
     EXCHANGE,
     HELLO,
     LOGS,
+    PROBED,
     RATE,
+    ROUTED,
     SPANS,
     unpack_exchange,
     unpack_logs,
     unpack_spans,
 )
+from sidecar.monitor.channel_socket import is_ours, limit_sends, listen
 from sidecar.monitor.exchange import Exchange
-from sidecar.monitor.places import address_of
+from sidecar.monitor.worker_routes import WorkerRoutes
 from sidecar.traces import SpanRecord
 
 logger = logging.getLogger(__name__)
@@ -53,11 +52,6 @@ _SEND_TIMEOUT_S = 5.0
 _ACK_BYTES = 128 * 1024
 #: A span or a log record, as it is on the way.
 _RECORD_BYTES = 512
-_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
-
-
-class ChannelError(SidecarError):
-    """The monitor cannot listen: says where and why."""
 
 
 class ExchangeListener:
@@ -72,6 +66,7 @@ class ExchangeListener:
         rate: the sampling rate that workers are told when they connect.
         on_spans, on_logs: the same for what was noted of traced requests, and for log records (as
             ``unpack_logs`` gives them), as many as came together; ``None``: nobody wants them.
+        routes: hears what workers say of their routes, and of probes.
     """
 
     def __init__(
@@ -83,9 +78,11 @@ class ExchangeListener:
         rate: float,
         on_spans: Callable[[list[SpanRecord]], None] | None = None,
         on_logs: Callable[[list[dict[str, Any]]], None] | None = None,
+        routes: WorkerRoutes | None = None,
     ) -> None:
         self.path = path
         self._on_exchange, self._on_spans, self._on_logs = on_exchange, on_spans, on_logs
+        self._routes = routes or WorkerRoutes()
         self._max_frame_bytes = max_exchange_bytes + _FRAME_EXTRA_BYTES
         self._rate = rate
         self._lock = threading.Lock()
@@ -96,7 +93,7 @@ class ExchangeListener:
         self.bytes = 0
         self.spans = self.logs = 0
         self.garbage = 0
-        self._socket = _listen(path)
+        self._socket = listen(path)
         self._inode = os.stat(path).st_ino  # noqa: PTH116 - beside the other calls of os here
         self._thread = threading.Thread(target=self._accept, name="channel", daemon=True)
 
@@ -180,7 +177,7 @@ class ExchangeListener:
                 if taken:
                     self._connections[sock] = connection
                 rate = self._rate
-            if taken and _is_ours(sock):
+            if taken and is_ours(sock):
                 connection.start(rate)
             else:
                 self._forget(sock)
@@ -240,9 +237,10 @@ class _Connection:
         self._sending = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="exchanges", daemon=True)
         self.greeted = False
+        self.worker = self.pid = -1
 
     def start(self, rate: float) -> None:
-        _limit_sends(self._socket, _SEND_TIMEOUT_S)
+        limit_sends(self._socket, _SEND_TIMEOUT_S)
         self.send(RATE, {"rate": rate})
         self._thread.start()
 
@@ -272,6 +270,7 @@ class _Connection:
         finally:
             receiver.close()
             self._listener._forget(self._socket)
+            self._listener._routes.left(self)
             with self._sending:
                 self._socket.close()
 
@@ -283,12 +282,17 @@ class _Connection:
         if first.kind != HELLO or type(worker) is not int or type(pid) is not int:
             message = "a connection must begin with who it is from"
             raise ValueError(message)
+        self.worker, self.pid = worker, pid
         self.greeted = True
+        self._listener._routes.joined(self)
         taken = {"exchanges": 0}
         unacknowledged = 0
         while (frame := receiver.receive()) is not None:
             if frame.kind == COUNTERS:
                 self._listener._take_counters(worker, frame.fields)
+                continue
+            if frame.kind in {ROUTED, PROBED}:
+                self._listener._routes.heard(self, frame.kind, frame.fields)
                 continue
             unacknowledged += self._take(frame, pid, taken)
             # One answer for what came together: an answer each would wake the worker's thread as
@@ -316,76 +320,3 @@ class _Connection:
             return len(logs) * _RECORD_BYTES
         message = f"a frame of the unknown kind {frame.kind}"
         raise ValueError(message)
-
-
-# --- the socket -----------------------------------------------------------------------------------
-
-
-def _listen(path: Path) -> socket.socket:
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        message = f"cannot use the folder {path.parent} for {path.name}: {error.strerror}"
-        raise ChannelError(message) from None
-    try:
-        # Two monitors that start at once must not each remove the other's socket as stale.
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        _remove_stale(path)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            # The file gets the mode of the socket, so that at no time others may connect; umask
-            # would be the whole process's.
-            os.fchmod(sock.fileno(), 0o600)
-            with address_of(path) as address:
-                sock.bind(address)
-            sock.listen(64)
-        except BaseException:
-            sock.close()
-            raise
-    except OSError as error:
-        message = f"cannot listen on {path}: {error.strerror}"
-        raise ChannelError(message) from None
-    finally:
-        os.close(folder)
-    return sock
-
-
-def _remove_stale(path: Path) -> None:
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        message = f"{path} exists and is no socket; remove it, or set monitor.socket to another"
-        raise ChannelError(message)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, address_of(path) as address:
-        try:
-            probe.connect(address)
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-            return
-    message = f"another monitor listens on {path}; end it, or set monitor.socket to another path"
-    raise ChannelError(message)
-
-
-def peer_uid(sock: socket.socket) -> int:
-    """The user of the process at the other end of a Unix socket, as it connected or listened."""
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    uid: int = _CREDENTIALS.unpack(raw)[1]
-    return uid
-
-
-def _is_ours(sock: socket.socket) -> bool:
-    uid = peer_uid(sock)
-    if uid == os.geteuid():
-        return True
-    logger.warning("user %d may not hand over exchanges; the connection is closed", uid)
-    return False
-
-
-def _limit_sends(sock: socket.socket, seconds: float) -> None:
-    """Bound how long a send may wait. (A timeout of the socket would bound receiving as well.)"""
-    whole, rest = divmod(seconds, 1)
-    value = struct.pack("ll", int(whole), int(rest * 1e6))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)

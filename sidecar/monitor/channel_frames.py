@@ -5,7 +5,9 @@ Frames (see ``sidecar/frames.py``)::
     worker → monitor   HELLO {worker, pid} · EXCHANGE {e: [...]} request, response…
                        COUNTERS {name: count} (absolute, since ``serve`` began)
                        SPANS {spans: [[...], …]} · LOGS {logs: [{...}, …]}
+                       ROUTED {...} · PROBED {...} (see ``routed_frames.py``)
     monitor → worker   RATE {rate} · ACK {exchanges, spans, logs} (since the connection began)
+                       PROBE {...}
 
 Both ends are of one installation, and still nothing that came is believed before it was looked at:
 a value of another type would be found by whoever uses it, far from here.
@@ -20,6 +22,7 @@ from sidecar.monitor.exchange import Bytes, Exchange
 from sidecar.traces import SpanRecord
 
 HELLO, EXCHANGE, COUNTERS, RATE, ACK, SPANS, LOGS = 1, 2, 3, 4, 5, 6, 7
+ROUTED, PROBE, PROBED = 8, 9, 10
 
 #: Nanoseconds and sizes, as they are told on.
 _INT64 = 2**63

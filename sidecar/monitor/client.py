@@ -9,7 +9,10 @@ import grpc
 from typing_extensions import override
 
 from sidecar.errors import SidecarError
+from sidecar.monitor.client_alerts import AlertCalls
 from sidecar.monitor.client_labels import LabelCalls
+from sidecar.monitor.client_rollback import RollbackCalls
+from sidecar.monitor.client_route import RouteCalls
 from sidecar.monitor.deep.view import DeepReport
 from sidecar.monitor.service import SERVICE
 from sidecar.monitor.view import MonitorStatus, VerdictEvent
@@ -35,7 +38,7 @@ class MonitorCallError(SidecarError):
         self.is_gone = code in {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}
 
 
-class MonitorClient(LabelCalls):
+class MonitorClient(AlertCalls, LabelCalls, RollbackCalls, RouteCalls):
     """One connection. A context manager; ``close`` ends a stream that another thread reads.
 
     Args:
@@ -80,15 +83,7 @@ class MonitorClient(LabelCalls):
         Raises:
             MonitorCallError: no answer.
         """
-        call = self._channel.unary_unary(
-            f"/{SERVICE}/GetStatus",
-            request_serializer=pb.GetStatusRequest.SerializeToString,
-            response_deserializer=pb.MonitorStatus.FromString,
-        )
-        try:
-            answer = call(pb.GetStatusRequest(), timeout=timeout_s or self._timeout_s)
-        except grpc.RpcError as error:
-            raise self._failed(error) from None
+        answer = self._ask("GetStatus", pb.GetStatusRequest(), pb.MonitorStatus, "", timeout_s)
         return from_message(answer, MonitorStatus)
 
     def drift(self, model: str = "") -> list[DriftView]:
@@ -97,15 +92,7 @@ class MonitorClient(LabelCalls):
         Raises:
             MonitorCallError: no answer, or the model is not watched for drift.
         """
-        call = self._channel.unary_unary(
-            f"/{SERVICE}/Drift",
-            request_serializer=pb.DriftRequest.SerializeToString,
-            response_deserializer=pb.DriftResponse.FromString,
-        )
-        try:
-            answer = call(pb.DriftRequest(model=model), timeout=self._timeout_s)
-        except grpc.RpcError as error:
-            raise self._failed(error) from None
+        answer = self._ask("Drift", pb.DriftRequest(model=model), pb.DriftResponse)
         return [from_message(one, DriftView) for one in answer.models]
 
     def drift_report(
@@ -122,16 +109,8 @@ class MonitorClient(LabelCalls):
         Raises:
             MonitorCallError: no answer, no such model, or too many ask at once.
         """
-        call = self._channel.unary_unary(
-            f"/{SERVICE}/DriftReport",
-            request_serializer=pb.DriftReportRequest.SerializeToString,
-            response_deserializer=pb.DriftReportResponse.FromString,
-        )
         request = pb.DriftReportRequest(model=model, html=html, send=send)
-        try:
-            answer = call(request, timeout=timeout_s)
-        except grpc.RpcError as error:
-            raise self._failed(error, timeout_s) from None
+        answer = self._ask("DriftReport", request, pb.DriftReportResponse, "", timeout_s)
         return from_message(answer.report, DeepReport), answer.page
 
     def watch(self, after_seq: int) -> Iterator[pb.Watching | VerdictEvent | int]:

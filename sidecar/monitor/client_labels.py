@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import grpc
-
+from sidecar.monitor.client_calls import Calls
 from sidecar.monitor.label_intake import Label, LabelCounts
-from sidecar.monitor.service import SERVICE
 from sidecar.protocol.pb import monitor_pb2 as pb
 
 
-class LabelCalls:
-    """A part of ``MonitorClient``, which gives it a connection."""
-
-    _channel: Any
-
-    def _failed(self, error: Any, timeout_s: float | None = None) -> Exception:
-        raise NotImplementedError
+class LabelCalls(Calls):
+    """A part of ``MonitorClient``."""
 
     def put_labels(
         self, model: str, labels: Sequence[Label], *, token: str = "", timeout_s: float
@@ -42,14 +34,5 @@ class LabelCalls:
                     message.values.add(index=value)
                 else:
                     message.values.add(score=value)
-        call = self._channel.unary_unary(
-            f"/{SERVICE}/PutLabels",
-            request_serializer=pb.PutLabelsRequest.SerializeToString,
-            response_deserializer=pb.PutLabelsResponse.FromString,
-        )
-        metadata = [("authorization", f"Bearer {token}")] if token else []
-        try:
-            answer = call(request, timeout=timeout_s, metadata=metadata)
-        except grpc.RpcError as error:
-            raise self._failed(error, timeout_s) from None
+        answer = self._ask("PutLabels", request, pb.PutLabelsResponse, token, timeout_s)
         return LabelCounts(answer.matched, answer.early, answer.repeated, dict(answer.refused))

@@ -54,6 +54,7 @@ class Evidence:
         self._remarks: dict[EvidenceKey, Remark] = {}
         self._changed_remarks: set[EvidenceKey] = set()
         self._changed: set[EvidenceKey] = set()
+        self._touched: set[EvidenceKey] | None = None
         self._changed_older: dict[tuple[EvidenceKey, str], EvidenceRow] = {}
         self._gone: set[tuple[EvidenceKey, str]] = set()
         self._has_new_block = False
@@ -77,6 +78,8 @@ class Evidence:
             for name, count in cells.items():
                 own[name] = own.get(name, 0.0) + float(count)
             self._changed.add(key)
+            if self._touched is not None:
+                self._touched.add(key)
 
     def set_cells(self, key: EvidenceKey, cells: Mapping[str, float]) -> None:
         """Set a key's cells of this life: where somebody else counts."""
@@ -85,6 +88,8 @@ class Evidence:
             if self._own.get(key) != cells:
                 self._own[key] = dict(cells)
                 self._changed.add(key)
+                if self._touched is not None:
+                    self._touched.add(key)
 
     def remark(self, key: EvidenceKey, remark: Remark) -> None:
         """Remember what is worth it of an output; ``key`` is without a metric."""
@@ -143,6 +148,16 @@ class Evidence:
             found = Remark()
             found.merge(self._remarks.get(key, found))
             return found
+
+    def take_touched(self) -> set[EvidenceKey] | None:
+        """Keys whose cells have changed since the last call; ``None``: any may have.
+
+        For one caller, who keeps what it has read of the others: reading all of them again takes
+        longer than what is made of them.
+        """
+        with self._lock:
+            touched, self._touched = self._touched, set()
+            return touched
 
     def all_keys(self) -> list[EvidenceKey]:
         """All keys of which anything was ever counted."""
@@ -213,6 +228,7 @@ class Evidence:
 
     def _sum_older(self) -> None:
         self._older.clear()
+        self._touched = None  # after a load, or when blocks were joined
         for row in self._older_rows:
             cells = self._older.setdefault(row.key, {})
             for name, count in row.cells.items():

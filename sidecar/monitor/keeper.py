@@ -46,6 +46,11 @@ class Keeper:
         """Whether there is a store."""
         return self._store is not None
 
+    @property
+    def store(self) -> Store | None:
+        """The store, while it is open."""
+        return self._store
+
     def open(self) -> bool:
         """Open the store and read it; ``False``: it cannot be opened now (said once)."""
         self._retry_ns = self._clock.monotonic_ns() + int(_RETRY_S * 1e9)

@@ -273,7 +273,7 @@ class LateLabels(LabelSink):
         Raises:
             StoreError: it cannot be read.
         """
-        tables = store.labels()
+        tables = store.part(LabelTables)
         rows = {name: tables.load(name) for name in self._models}
         with self._lock:
             self._generation = store.generation
@@ -287,7 +287,7 @@ class LateLabels(LabelSink):
         Raises:
             StoreError: it cannot be written; it is tried again the next time.
         """
-        tables = store.labels()
+        tables = store.part(LabelTables)
         is_anew = store.generation != self._generation
         for model in self._models.values():
             with self._lock:

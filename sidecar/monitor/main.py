@@ -106,10 +106,10 @@ def run(config_path: Path) -> int:
     config = load(config_path)
     if not config.monitored:
         message = config.untold or (
-            "no variant is a reference, a mirror or a previous version, so there is nothing to "
-            "compare, no model is watched for drift, and nothing is to be told through "
-            "OpenTelemetry; give one such a role, set drift.enabled: true of a model, set "
-            "telemetry, or set monitor.enabled: true"
+            "no variant is a reference, a mirror, a previous version or a candidate, so there is "
+            "nothing to compare, no model is watched for drift or has route.shares, and nothing is "
+            "to be told through OpenTelemetry; give one such a role, set drift.enabled: true of a "
+            "model, set telemetry, or set monitor.enabled: true"
         )
         raise ConfigError(str(config_path), [Problem("monitor", message)])
     logs.configure(config.log)
@@ -117,7 +117,7 @@ def run(config_path: Path) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: _ask_to_stop(monitor))
     try:
-        bound = monitor.start(config.monitor.grpc)
+        bound = monitor.start(config.monitor.grpc, config.monitor.http)
     except Stopped:
         monitor.close()
         return 0
@@ -129,6 +129,7 @@ def run(config_path: Path) -> int:
         where = row["error"] or row["device"] or "its signature only"
         logger.info("copy of %s:%s: %s", row["model"], row["variant"], where)
     lines = [f"monitor (gRPC): {bound['grpc']}", f"samples: {bound['socket']}"]
+    lines += [f"monitor (HTTP): {bound['http']}"] if "http" in bound else []
     lines += [*monitor.telling.lines(), f"ready: pid {os.getpid()}"]
     print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201 - this is the output
     monitor.run()
@@ -158,7 +159,9 @@ def run_supervised(control_fd: int) -> int:
         threading.Thread(
             target=_watch, args=(connection, monitor), name="supervisor", daemon=True
         ).start()
-        bound = monitor.start(boot["addresses"]["grpc"])
+        addresses = boot["addresses"]
+        # After a restart: where it listened before.
+        bound = monitor.start(addresses["grpc"], addresses.get("http") or config.monitor.http)
     except Stopped:
         assert monitor is not None
         monitor.close()

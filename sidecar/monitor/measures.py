@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from sidecar.gateway.pages import (
     sum_calls,
     sum_slot,
 )
+from sidecar.route_table import answering, configured
 
 if TYPE_CHECKING:
     from sidecar.config import ModelConfig, SidecarConfig, VariantConfig
@@ -60,6 +61,12 @@ _DROPPED = MappingProxyType(
     }
 )
 
+#: What a request may end with that says nothing about who answered it.
+CALLERS_OWN = frozenset({
+    "InvalidRequestError", "NotFoundError", "ConflictError", "CancelledError", "UnsupportedError",
+    "PermissionDeniedError", "UnauthenticatedError", "OverloadedError", "UnavailableError",
+})  # fmt: skip
+
 Attributes = dict[str, str]
 #: A histogram's series: the slot (``None``: of no model), and the stage or the transport + outcome.
 _Series = tuple[int | None, str, str]
@@ -72,21 +79,24 @@ class Measures:
         pages: of all workers; none where the monitor was started alone.
         config: what they serve: slots are in its order.
         serve_started_ns: wall clock, when counting began; 0: when the telemetry did.
+        shares: a model's version → share as it stands, and whether it was ever changed; ``None``:
+            it is as configured.
     """
 
     def __init__(
-        self, pages: Sequence[Page], config: SidecarConfig, serve_started_ns: int = 0
+        self,
+        pages: Sequence[Page],
+        config: SidecarConfig,
+        serve_started_ns: int = 0,
+        shares: Callable[[str], tuple[dict[str, float], bool]] | None = None,
     ) -> None:
         self._pages = list(pages)
         self._since_ns = serve_started_ns
         variants = [(model, variant) for model in config.models for variant in model.variants]
         self._variants = [_attributes(model, variant) for model, variant in variants]
         self._slots = {tuple(names.values()): slot for slot, names in enumerate(self._variants)}
-        self._shares = {
-            _attributes_key(model, variant): share
-            for model in config.models
-            for variant, share in route_shares(model)
-        }
+        self._models = config.models
+        self._route = shares
         self._lock = threading.Lock()
         self._exemplars: dict[tuple[_Series, int], Exemplar] = {}
 
@@ -128,8 +138,13 @@ class Measures:
 
     def points(self) -> Iterator[Point]:
         """Every metric of the requests, as it is now."""
+        shares = {
+            tuple(_attributes(model, variant).values()): share
+            for model in self._models
+            for variant, share in route_shares(model, self._route)
+        }
         for slot, names in enumerate(self._variants):
-            if (share := self._shares.get(tuple(names.values()))) is not None:
+            if (share := shares.get(tuple(names.values()))) is not None:
                 yield Number(instruments.ROUTE_VERSION, share, names)
             if self._pages:
                 yield from self._variant(slot, names)
@@ -188,6 +203,22 @@ class Measures:
             if count:
                 yield self._number(instrument, count, {**names, **more})
 
+    def served(self) -> dict[str, tuple[int, int]]:
+        """Variant → requests that it ended, and those of them that failed by no fault of the caller
+        or that a fallback had to answer. Empty without pages."""
+        found = {}
+        for slot, names in enumerate(self._variants if self._pages else ()):
+            good = bad = 0
+            for (_, error), call in sum_calls(self._pages, slot).items():
+                if not error:
+                    good += sum(call.counts)
+                elif error not in CALLERS_OWN:
+                    bad += sum(call.counts)
+            bad += sum_slot(self._pages, slot).counters["fallbacks"]
+            key = f"{names['model.name']}:{names['model.version']}/{names['variant']}"
+            found[key] = good + bad, bad
+        return found
+
     def _no_model(self) -> Iterator[Point]:
         """What got to no model, and what the gateway had to drop."""
         calls = sum_calls(self._pages, None)
@@ -212,13 +243,20 @@ class Measures:
         return Number(instrument, count, attributes, self._since_ns)
 
 
-def route_shares(model: ModelConfig) -> list[tuple[VariantConfig, float]]:
-    """Which variant answers the requests that name no version: all of them, while there is no
-    finer route. Nothing where no variant serves."""
-    serving = [variant for variant in model.variants if "serving" in variant.roles]
-    version = model.default_version or (serving[-1].version if serving else "")
-    found = [variant for variant in serving if variant.version == version]
-    return [(variant, 1.0) for variant in found[-1:]]
+def route_shares(
+    model: ModelConfig, route: Callable[[str], tuple[dict[str, float], bool]] | None = None
+) -> list[tuple[VariantConfig, float]]:
+    """Which variant answers which share of the requests that name no version.
+
+    Nothing where no variant serves. Once a route was changed, also those that have no share: 0 is
+    what a version that was rolled back gets, and a series that ends would say nothing.
+    """
+    shares, changed = (configured(model), False) if route is None else route(model.name)
+    return [
+        (variant, shares.get(version, 0.0))
+        for version, variant in answering(model).items()
+        if changed or version in shares
+    ]
 
 
 def _outcome(error: str) -> tuple[str, str]:
@@ -229,7 +267,3 @@ def _outcome(error: str) -> tuple[str, str]:
 
 def _attributes(model: ModelConfig, variant: VariantConfig) -> Attributes:
     return {"model.name": model.name, "model.version": variant.version, "variant": variant.name}
-
-
-def _attributes_key(model: ModelConfig, variant: VariantConfig) -> tuple[str, ...]:
-    return tuple(_attributes(model, variant).values())

@@ -142,6 +142,11 @@ class MirrorProcess:
         pid = child.pid if child is not None else 0
         return ChildStatus(pid, restarts, self._state, self._message, memory)
 
+    def memory_bytes(self, variant: str) -> int:
+        """Of one copy; 0: not known."""
+        info = self.copies.get(variant)
+        return info.memory_bytes if info is not None else 0
+
     def cpu_s(self) -> float:
         """Processor time that all children so far have used, seconds."""
         child = self._child

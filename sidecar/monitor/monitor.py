@@ -19,6 +19,7 @@ from sidecar.clock import Clock
 from sidecar.config import SidecarConfig, telemetry
 from sidecar.gateway.pages import Page
 from sidecar.monitor import calls_labels, places
+from sidecar.monitor.alert_side import AlertSide
 from sidecar.monitor.budget import TICK_S, AdaptiveRate, Budget, own_cpu_s
 from sidecar.monitor.casebook import open_cases
 from sidecar.monitor.channel import ExchangeListener
@@ -28,19 +29,22 @@ from sidecar.monitor.events import EventLog
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchange import Exchange
 from sidecar.monitor.exchanges import Item
+from sidecar.monitor.flip_budgets import FlipBudgets
 from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.judge import Judge
 from sidecar.monitor.keeper import Keeper
 from sidecar.monitor.labels import LateLabels
 from sidecar.monitor.ledger import Ledger, by_reason
+from sidecar.monitor.listeners import Listeners
 from sidecar.monitor.measured_evidence import MeasuredEvidence
 from sidecar.monitor.measures import Measures
 from sidecar.monitor.mirror import MirrorProcess, Stopped
 from sidecar.monitor.mirror_spans import MirrorSpans, roles_of
 from sidecar.monitor.plan import ModelPlan, make_plan
 from sidecar.monitor.policies import Precisions
+from sidecar.monitor.rollback_side import RollbackSide
+from sidecar.monitor.routing_side import RoutingSide
 from sidecar.monitor.rows import EvidenceRow
-from sidecar.monitor.service import MonitorServer
 from sidecar.monitor.status import StatusBoard
 from sidecar.monitor.telling import Telling
 from sidecar.monitor.view import (
@@ -61,7 +65,6 @@ logger = logging.getLogger("sidecar.monitor")
 #: Asked to end, it finishes what runs for twice so long at most, and tells what waits for another
 #: ``telling.END_WITHIN_S``; ``main.py`` ends it after eight seconds, the supervisor after ten.
 _FINISH_S = 2.0
-_GRACE_S = 0.2
 
 
 class Monitor:
@@ -95,13 +98,15 @@ class Monitor:
         settings = config.monitor
         self._evidence = Evidence(f"unsaved-{os.getpid()}", clock)
         self._events = EventLog(clock)
-        self.measures = Measures(pages, config, serve_started_ns)
+        self._routing = RoutingSide(config, base_dir, self._evidence, clock)
+        self.measures = Measures(pages, config, serve_started_ns, self._routing.routes.shares)
         self.telling = Telling(telemetry(config), self.measures.exemplar, clock)
         self._drift = DriftSide(config, self._events, self._state_dir, self.telling, clock)
         self._labels = LateLabels(config.models, self._evidence, clock, self._drift.watch.labelled)
         self._keeper = Keeper(
             self._state_dir, self._evidence, self._events, clock, self._drift.watch, self._labels
         )
+        self.alerts = AlertSide(config.alerts, lambda: self._keeper.store, clock, self._stands)
         self._ingest = Ingest(queue_bytes=settings.channel.queue_bytes, clock=clock)
         self._rate = AdaptiveRate(settings.mirror.sample_rate)
         trees, refused, keep = copies_to_load(config)
@@ -130,18 +135,38 @@ class Monitor:
             self._evidence, self._worker.tally, self._models, lambda: self._ingest.queue_bytes,
             self._started_ns,
         )  # fmt: skip
+        self.rollback = RollbackSide(
+            config, self._plans, self._evidence, self.measures, self.alerts.outbox,
+            lambda: self._keeper.store, self._events, clock,
+            memory=self._mirror.memory_bytes, budget=FlipBudgets(self._state_dir).budget,
+            routes=self._routing.routes,
+            serve_started_ns=serve_started_ns,
+        )  # fmt: skip
+        self._listeners = self._listening()
         self._looking = threading.Lock()
         self._listener: ExchangeListener | None = None
-        self._server: MonitorServer | None = None
         self._thread = threading.Thread(target=self._worker.run, name="worker", daemon=True)
+
+    def _listening(self) -> Listeners:
+        methods = {
+            **self.alerts.methods(), **calls_labels.methods(self._labels),
+            **self.rollback.methods(), **self._routing.methods(),
+        }  # fmt: skip
+        return Listeners(
+            self._config, self, self._drift.deep, methods, self._labels, self.rollback.views,
+            self._clock,
+        )  # fmt: skip
+
+    def _stands(self, alert: str) -> bool:
+        return self.rollback.still_stands(alert)
 
     def _cpu_s(self) -> float:
         return own_cpu_s() + self._mirror.cpu_s()
 
     # --- life ---------------------------------------------------------------------------------
 
-    def start(self, grpc_address: str) -> dict[str, str]:
-        """Open, load, listen; returns the addresses: ``grpc``, ``socket``.
+    def start(self, grpc_address: str, http_address: str | None = None) -> dict[str, str]:
+        """Open, load, listen; returns the addresses: ``grpc``, ``socket``, and ``http`` if any.
 
         Raises:
             SidecarError: it cannot listen. (What else fails is said, and gone without.)
@@ -149,11 +174,8 @@ class Monitor:
         """
         self._drift.start()
         self._keeper.open()
-        self._server = MonitorServer(
-            self, reports=self._drift.deep, methods=calls_labels.methods(self._labels),
-            admin_token=self._config.gateway.admin.read_token(),
-        )  # fmt: skip
-        bound = self._server.start(grpc_address)
+        self.alerts.start()
+        bound = self._listeners.start(grpc_address, http_address)
         # In a thread of its own, so that a signal is heard while a large model loads; and the
         # worker's, since the child ends with the thread that started it.
         failed: list[Exception] = []
@@ -168,6 +190,8 @@ class Monitor:
                 self.measures.points,
                 self.measured_evidence.points,
                 self._drift.points,
+                self.alerts.points,
+                self.rollback.points,
                 self._labels.points,
             ]
         )
@@ -177,6 +201,7 @@ class Monitor:
         if failed:
             raise failed[0]
         self._judge.look(quiet=True)
+        self.rollback.start()
         self._listener = ExchangeListener(
             self._socket,
             self._receive,
@@ -184,12 +209,14 @@ class Monitor:
             rate=self._rate.rate,
             on_spans=self.telling.on_spans,
             on_logs=self.telling.on_logs,
+            routes=self._routing.workers,
         )
         self._listener.start()
         self._state = "running"
-        return {"grpc": bound, "socket": str(self._socket)}
+        return {**bound, "socket": str(self._socket)}
 
     def _receive(self, exchange: Exchange) -> None:
+        self.rollback.saw(exchange)
         self._ingest.offer(exchange)
 
     def _work(self, loaded: threading.Event, failed: list[Exception]) -> None:
@@ -241,10 +268,10 @@ class Monitor:
     def close(self) -> None:
         """Stop listening, finish what runs (bounded), write, close."""
         self._state = "stopping"
-        if self._server is not None:
-            self._server.set_serving(serving=False)
+        self._listeners.refuse()
         if self._listener is not None:
             self._listener.close()
+        self.rollback.close()
         self._ingest.close()
         self._worker.stop()
         if self._thread.is_alive():
@@ -259,10 +286,10 @@ class Monitor:
             self._judge.look()
         self._counts()
         self._drift.close()
+        self.alerts.close()
         self._keeper.close()  # before what waits for others
         self.telling.close()
-        if self._server is not None:
-            self._server.stop(_GRACE_S)
+        self._listeners.stop()
         logger.info("the monitor has ended")
 
     @property

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sidecar import route_table
+
 if TYPE_CHECKING:
     from sidecar.config import SidecarConfig
 
@@ -30,6 +32,11 @@ def socket_path(config: SidecarConfig, base_dir: Path) -> Path:
     """Where the monitor listens for exchanges: as configured, or ``tap.sock`` in the state's."""
     configured = config.monitor.socket
     return state_dir(config, base_dir) / "tap.sock" if configured is None else Path(configured)
+
+
+def routes_path(config: SidecarConfig, base_dir: Path) -> Path:
+    """Where the route table (``sidecar/route_table.py``) lies."""
+    return state_dir(config, base_dir) / route_table.NAME
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sidecar.errors import ConflictError
+from sidecar.errors import ChangedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,8 @@ class RouteView:
         workers: gateway workers that are connected; ``applied``: of them, at this revision.
         candidates: versions that are held warm and answer nobody until they are promoted.
         versions: those that can be given a share.
+        problem: what keeps workers from following it as it was set, or the table from being read;
+            empty: nothing.
     """
 
     model: str
@@ -34,6 +36,7 @@ class RouteView:
     applied: int = 0
     candidates: list[str] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Probe:
     text: str
 
 
-class RouteConflictError(ConflictError):
+class RouteConflictError(ChangedError):
     """Somebody else has changed the route meanwhile: look again."""
 
 

@@ -17,11 +17,11 @@ import socket
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from sidecar import __version__
 from sidecar.clock import Clock
@@ -56,11 +56,11 @@ except ModuleNotFoundError:
 from sidecar.monitor import store_fold
 from sidecar.monitor import store_tables as tables
 from sidecar.monitor.drift_store import DriftTables
-from sidecar.monitor.label_store import LabelTables
 
 __all__ = ["CertificateRow", "EvidenceKey", "EvidenceRow", "SketchRow", "Store", "StoreError"]
 
 logger = logging.getLogger(__name__)
+_Part = TypeVar("_Part")
 
 #: Events that are kept.
 EVENTS_KEPT = 10_000
@@ -374,9 +374,9 @@ class Store:
         """What is kept of drift."""
         return DriftTables(self.incarnation, self._clock, self._writing, self._read)
 
-    def labels(self) -> LabelTables:
-        """Answers and labels that wait for one another."""
-        return LabelTables(self._writing, self._read)
+    def part(self, made: Callable[[Any, Any], _Part]) -> _Part:
+        """Another module's part of the store, made of how one writes and how one reads."""
+        return made(self._writing, self._read)
 
     # --- the store itself -------------------------------------------------------------------------
 

@@ -58,6 +58,7 @@ class Envelope:
         json_bytes: the header ``Inference-Header-Content-Length``; ``None`` without one.
         traceparent: as received, or ``""``.
         received_ns: monotonic, when the body was complete.
+        point: as of ``InferRequest``.
     """
 
     model_name: str
@@ -66,6 +67,7 @@ class Envelope:
     json_bytes: int | None = None
     traceparent: str = ""
     received_ns: int = 0
+    point: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ def decode_request(body: bytes, envelope: Envelope) -> tuple[InferRequest, bool]
         nbytes=len(body),
         traceparent=envelope.traceparent,
         received_ns=envelope.received_ns,
+        point=envelope.point,
     )
     view = memoryview(body)
     if envelope.json_bytes == 0:

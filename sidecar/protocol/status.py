@@ -24,6 +24,7 @@ TABLE: dict[type[errors.RequestError], Status] = {
     errors.InvalidRequestError: Status("INVALID_ARGUMENT", 3, 400),
     errors.NotFoundError: Status("NOT_FOUND", 5, 404),
     errors.ConflictError: Status("ALREADY_EXISTS", 6, 409),
+    errors.ChangedError: Status("ABORTED", 10, 409),
     errors.OverloadedError: Status("RESOURCE_EXHAUSTED", 8, 429),
     errors.UnavailableError: Status("UNAVAILABLE", 14, 503),
     errors.DeadlineError: Status("DEADLINE_EXCEEDED", 4, 504),

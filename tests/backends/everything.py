@@ -22,6 +22,14 @@ VALUES: dict[str, tuple[str, ...]] = {
     "direction": ("in", "out"),
     "verdict": ("PASS", "FAIL", "INVALID"),
     "column": ("brightness", "contrast"),
+    "state": (
+        "insufficient",
+        "ok",
+        "suspect",
+        "regressed",
+        "rolled_back",
+        "blocked",
+    ),
     "signal": ("traces", "metrics", "logs"),
 }
 #: Instrument → its outcomes with their reasons.
@@ -39,7 +47,10 @@ OUTCOMES: dict[Instrument, tuple[tuple[str, str], ...]] = {
         ("set_aside", "crash"),
         ("not_mirrored", "shared_memory"),
     ),
-    known.ALERTS: (("sent", ""), ("failed", ""), ("suppressed", "")),
+    known.LABELS: (("matched", ""), ("early", ""), ("repeated", ""), ("lost", "expired")),
+    known.ALERTS: tuple(
+        (outcome, "") for outcome in ("sent", "retried", "failed", "suppressed", "refused")
+    ),
     known.TELEMETRY_ITEMS: (("exported", ""), ("dropped", "queue_full")),
 }
 

@@ -32,6 +32,13 @@ PROMETHEUS, PROMTOOL = shutil.which("prometheus"), shutil.which("promtool")
 NO_PROMETHEUS = "" if PROMETHEUS and PROMTOOL else "no prometheus: apt install prometheus"
 
 
+ALERTMANAGER = shutil.which("prometheus-alertmanager")
+#: Why the tests of Alertmanager cannot run here; empty where they can.
+NO_ALERTMANAGER = (
+    "" if ALERTMANAGER else "no prometheus-alertmanager: apt install prometheus-alertmanager"
+)
+
+
 def until(check: Callable[[], Any], what: str, *, within_s: float = THERE_WITHIN_S) -> Any:
     """Poll until ``check`` gives something true; return that."""
     deadline = monotonic() + within_s
@@ -205,3 +212,39 @@ def promtool(*arguments: str, given: bytes | None = None) -> tuple[int, str]:
         [PROMTOOL, *arguments], input=given, capture_output=True, check=False, timeout=60
     )
     return found.returncode, (found.stdout + found.stderr).decode()
+
+
+class Alertmanager(Backend):
+    """Alertmanager, alone; its storage is in ``folder``.
+
+    Args:
+        port: where it is to listen again after it was stopped.
+        receiver: a webhook that it tells, also of what is resolved.
+    """
+
+    ready = "/-/ready"
+
+    def __init__(self, folder: Path, port: int = 0, receiver: str = "") -> None:
+        assert ALERTMANAGER, NO_ALERTMANAGER
+        hook = {"webhook_configs": [{"url": receiver, "send_resolved": True}]} if receiver else {}
+        config = {
+            "route": {
+                "receiver": "all", "group_by": ["..."], "group_wait": "0s", "group_interval": "1s",
+                "repeat_interval": "1h",
+            },
+            "receivers": [{"name": "all", **hook}],
+        }  # fmt: skip
+        path = folder / "alertmanager.yml"
+        path.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
+        self.port = port or free_port()
+        command = [
+            ALERTMANAGER, f"--config.file={path}", f"--storage.path={folder / 'data'}",
+            f"--web.listen-address=127.0.0.1:{self.port}", "--cluster.listen-address=",
+        ]  # fmt: skip
+        super().__init__(command, folder, self.port, {"PATH": os.environ.get("PATH", "")})
+
+    def alerts(self, **labels: str) -> list[dict[str, Any]]:
+        """The alerts that it has now and that go on, with these labels."""
+        filters = [f'{name}="{value}"' for name, value in labels.items()]
+        found: list[dict[str, Any]] = self.get("/api/v2/alerts", filter=filters)
+        return found

@@ -24,15 +24,7 @@ from tests.support.grafana import COLUMNS
 needs_prometheus = pytest.mark.skipif(bool(NO_PROMETHEUS), reason=NO_PROMETHEUS)
 
 #: What no dashboard shows, and why.
-NOT_SHOWN = {
-    known.ROLLBACK_EVIDENCE: "a dashboard of its own comes with rollback",
-    known.ROLLBACK_THRESHOLD: "likewise",
-    known.ROLLBACK_STATE: "likewise",
-    known.ROLLBACK_PAIRS: "likewise",
-    known.LABELS: "likewise, where accuracy is shown",
-    known.LABELS_WAITING: "likewise",
-    known.LABELS_COVERAGE: "likewise",
-}
+NOT_SHOWN: dict[known.Instrument, str] = {}
 #: Grafana's variables, as they would be filled.
 FILLED = {
     "$__rate_interval": "15s",

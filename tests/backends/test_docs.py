@@ -19,8 +19,9 @@ PICTURE = re.compile(r"!\[[^\]]+\]\((images/[^)]+)\)")
 PICTURE_BYTES_MAX = 200_000
 BLOCKS = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 OURS = [block for block in BLOCKS if block.startswith("telemetry:")]
-#: Of the package, not of a metric.
+#: Of the package, and of events, not of a metric.
 NO_METRICS = {"model_sidecar", "model_sidecar_"}
+NO_NAMES = {"model_sidecar.alert.firing"}
 
 
 def pages() -> list[Path]:
@@ -57,7 +58,7 @@ def test_every_metric_that_is_named_is_told():
         wrong += [
             f"{page.name}: {name}"
             for name in re.findall(r"\b(?:model_sidecar|rpc\.server)\.[a-z_.]+[a-z_]", text)
-            if name not in names
+            if name not in names and name not in NO_NAMES
         ]
     assert wrong == []
 

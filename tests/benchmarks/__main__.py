@@ -23,6 +23,7 @@ from tests.benchmarks import (
     mirror,
     observed,
     peers,
+    rollback_check,
     throughput,
 )
 from tests.benchmarks.tools import Row
@@ -44,6 +45,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "observe": observed.observing,
     "peers": peers.peers,
     "localize": localize.localization,
+    "rollback-check": rollback_check.rollback_check,
     "restarts": lambda rounds: behaviour.restarts(4 * rounds),
 }
 

@@ -60,6 +60,7 @@ class NumpyBackend:
     ) -> None:
         self.tap = None
         self.tracing = None
+        self.sticky: dict[str, str] = {}
         self.pool = ThreadPoolExecutor(4, thread_name_prefix="test-work")
         self._lock = threading.Lock()
         self._max_requests, self._max_bytes = max_requests, max_bytes

@@ -15,7 +15,6 @@ import pytest
 from sidecar import frames
 from sidecar.config import parse
 from sidecar.monitor import channel, places
-from sidecar.monitor.channel import ChannelError
 from sidecar.monitor.channel_frames import (
     ACK,
     COUNTERS,
@@ -28,6 +27,7 @@ from sidecar.monitor.channel_frames import (
     pack_logs,
     pack_spans,
 )
+from sidecar.monitor.channel_socket import ChannelError
 from sidecar.monitor.exchange import Exchange
 from sidecar.traces import SpanRecord
 from tests.monitor.listening import MAX_EXCHANGE_BYTES, Listening, exchange, log, span, until

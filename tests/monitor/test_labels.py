@@ -15,6 +15,7 @@ from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchanges import Reader
 from sidecar.monitor.keeper import Keeper
 from sidecar.monitor.label_intake import Label, LabelCounts
+from sidecar.monitor.label_store import LabelTables
 from sidecar.monitor.labels import LateLabels
 from sidecar.monitor.mirror_protocol import Answer
 from sidecar.protocol.pb import monitor_pb2 as pb
@@ -320,7 +321,7 @@ def test_rows_of_the_store_that_make_no_sense_are_left_out_and_deleted(tmp_path,
     first = Bench(clock=clock, folder=tmp_path)
     first.see("good", scores(1), scores(1))
     first.keeper.flush()
-    tables = first.keeper._store.labels()
+    tables = first.keeper._store.part(LabelTables)
     tables.put("m", [("answer", "bad", 1, {"answers": 3}), ("label", "worse", 2, [])], [])
     first.keeper.close()
     with caplog.at_level(logging.ERROR, "sidecar.monitor.labels"):
@@ -328,7 +329,7 @@ def test_rows_of_the_store_that_make_no_sense_are_left_out_and_deleted(tmp_path,
     assert "m: 2 answers that wait cannot be read" in caplog.text
     assert second.coverage()[0] == 1
     second.keeper.flush()
-    assert [row[1] for row in second.keeper._store.labels().load("m")] == ["good"]
+    assert [row[1] for row in second.keeper._store.part(LabelTables).load("m")] == ["good"]
     second.keeper.close()
 
 
@@ -341,7 +342,7 @@ def test_a_store_that_refuses_is_tried_again(tmp_path):
     bench.keeper.flush()
     store._engine = engine
     bench.keeper.flush()
-    assert [row[1] for row in store.labels().load("m")] == ["a"]
+    assert [row[1] for row in store.part(LabelTables).load("m")] == ["a"]
     bench.keeper.close()
 
 
@@ -352,11 +353,11 @@ def test_a_flush_of_many_is_several_transactions(tmp_path, monkeypatch):
     for n in range(35):
         bench.see(f"r{n}", scores(1), scores(1))
     bench.keeper.flush()
-    assert len(bench.keeper._store.labels().load("m")) == 35
+    assert len(bench.keeper._store.part(LabelTables).load("m")) == 35
     for n in range(35):
         bench.put(f"r{n}", 1)
     bench.keeper.flush()
-    assert bench.keeper._store.labels().load("m") == []
+    assert bench.keeper._store.part(LabelTables).load("m") == []
     bench.keeper.close()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from exporters import instruments as known
 from exporters.instruments import Instrument
+from tests.support.dashboard_rollback import rollback
 from tests.support.grafana import (
     GREEN,
     RED,
@@ -462,7 +463,8 @@ def health() -> Json:
 
 
 DASHBOARDS = {
-    "traffic": traffic, "agreement": agreement, "drift": drift, "health": health,
+    "traffic": traffic, "agreement": agreement, "drift": drift, "rollback": rollback,
+    "health": health,
 }  # fmt: skip
 
 

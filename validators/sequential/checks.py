@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -257,24 +258,24 @@ def judge_output(
     Raises:
         ValueError: for counts of another shape, negative or not finite.
     """
-    terms: list[float] = []
-    most, text_class, count = (0.0, 0.0, 0.0), "", 0.0
-    for name, blocks in classes.items():
-        mixture = _mixture(blocks, (len(CELLS),))
-        sides = [mixture.log_e(cell_evidence(harm.margin)), mixture.log_e(_mirrored(harm.margin))]
-        if signs is not None:
-            of_blocks = _mixture(signs.get(name, {}), (len(SIGN_CELLS),))
-            by_sign = (sign_evidence(harm.margin), _mirrored_signs(harm.margin))
-            sides = [
-                min(side, of_blocks.log_e(evidence))
-                for side, evidence in zip(sides, by_sign, strict=True)
-            ]
-        terms += sides
-        sums = _sums(mixture)
-        count = max(count, sum(sums))
-        if max(sides) >= most[0]:
-            most, text_class = (max(sides), sums[1], sums[2]), name
-    log_e = float(logmeanexp(np.array(terms or [0.0])))
+    names = list(classes)
+    pairs = _together([classes[name] for name in names], len(CELLS))
+    sides = [_each(pairs, cell_evidence(harm.margin)), _each(pairs, _mirrored(harm.margin))]
+    if signs is not None:
+        of_blocks = _together([signs.get(name, {}) for name in names], len(SIGN_CELLS))
+        by_sign = (sign_evidence(harm.margin), _mirrored_signs(harm.margin))
+        sides = [
+            np.minimum(side, _each(of_blocks, evidence))
+            for side, evidence in zip(sides, by_sign, strict=True)
+        ]
+    best = np.maximum(*sides)
+    sums = pairs.counts.sum(axis=0)
+    count = float(sums.sum(axis=-1).max(initial=0.0))
+    most, text_class = (0.0, 0.0, 0.0), ""
+    if names and best.max() >= 0:
+        at = int(np.argmax(best))
+        most, text_class = (float(best[at]), float(sums[at, 1]), float(sums[at, 2])), names[at]
+    log_e = float(logmeanexp(np.concatenate(sides) if names else np.zeros(1)))
     which = (
         f"; most of it is class {text_class}: only the new version gave it in {most[1]:.6g}, only "
         f"the previous one in {most[2]:.6g}"
@@ -333,17 +334,45 @@ def _flips_of_blocks(budget: float) -> Evidence:
 
 
 def _mixture(blocks: Blocks, shape: tuple[int, ...]) -> StartMixture:
-    """Counts of each block, checked."""
-    for number, cells in blocks.items():
-        found = np.asarray(cells, np.float64)
-        if number < 0 or found.shape != shape:
-            raise ValueError(
-                f"block {number} has counts of shape {list(found.shape)}; blocks are numbered from "
-                f"0 on and have {list(shape)}"
-            )
-        if not np.all((found >= 0) & np.isfinite(found)):
-            raise ValueError(f"block {number}: counts are finite and not under 0, not {found}")
-    return StartMixture.of_blocks(blocks)
+    """Counts of each block, checked; all at once, since there may be dozens of series of dozens."""
+    if not blocks:
+        return StartMixture((), np.zeros((0, *shape)))
+    mixture = None
+    with suppress(ValueError):  # of several shapes, or numbered under 0
+        mixture = StartMixture.of_blocks(blocks)
+    if mixture is None or mixture.counts.shape[1:] != shape:
+        raise ValueError(
+            f"blocks {sorted(blocks)[:3]} … are numbered from 0 on, and each has counts of shape "
+            f"{list(shape)}"
+        )
+    if not np.all((mixture.counts >= 0) & np.isfinite(mixture.counts)):
+        raise ValueError("counts are finite and not under 0")
+    return mixture
+
+
+def _together(series: Sequence[Blocks], width: int) -> StartMixture:
+    """Counts of several series by the same blocks, [blocks, series, width]. Where one was not
+    counted in a block that another one was, it has a start there with nothing counted: that is
+    another choice of starts, made without looking."""
+    none = [0.0] * width
+    numbers = sorted({number for blocks in series for number in blocks})
+    of_all: dict[int, npt.ArrayLike] = {
+        number: np.array([blocks.get(number, none) for blocks in series]) for number in numbers
+    }
+    if not of_all:
+        return StartMixture((), np.zeros((0, len(series), width)))
+    return _mixture(of_all, (len(series), width))
+
+
+def _each(mixture: StartMixture, evidence: Evidence) -> Floats:
+    """log E of each series of ``_together``, [series]."""
+    if not mixture.starts:
+        return np.zeros(mixture.counts.shape[1])
+    from_start_on = np.cumsum(mixture.counts[::-1], axis=0)[::-1]
+    starts = np.asarray(mixture.starts, np.float64)[:, None]
+    terms = evidence(from_start_on) - np.log(starts) - np.log1p(starts)
+    to_come = -math.log(mixture.starts[-1] + 1)
+    return np.asarray(np.logaddexp(np.logaddexp.reduce(terms, axis=0), to_come))
 
 
 def _sums(mixture: StartMixture) -> list[float]:

@@ -8,10 +8,10 @@ label) D = harm(new) − harm(previous). Of a pair, one of four cells grows:
 H: E[harm(new) | past] ≤ (1+r) · E[harm(previous) | past], r a tolerated relative margin. A bettor
 who stakes the share λ < 1/(1+r) of the wealth on every pair multiplies it by 1 + λ·(harm(new) −
 (1+r)·harm(previous)), which has a mean of at most 1 under H. So the wealth is a non-negative
-supermartingale, and so is the mean over several λ; by Ville's inequality it ever reaches 1/α with
-a probability of at most α. Written with counts, this is
+supermartingale, and so is a weighted mean over several λ; by Ville's inequality it ever reaches
+1/α with a probability of at most α. Written with counts, this is
 
-    log E = logmeanexp over λ of n11·log1p(−λr) + n10·log1p(λ) + n01·log1p(−λ(1+r))
+    log E = log Σ over λ of w_λ · exp(n11·log1p(−λr) + n10·log1p(λ) + n01·log1p(−λ(1+r)))
 
 Harms may be shares in [0, 1] instead of 0 and 1 (split a pair of harms x, y over the cells:
 min(x, y) to n11, the rest to n10 or n01): log is concave, so the sum above is at most the
@@ -37,8 +37,11 @@ import numpy.typing as npt
 from validators.sequential.certificate import evidence_over
 from validators.statistics import Floats
 
-#: Stakes, all with the same weight.
+#: Stakes, and what each is given of the wealth. Half of it is on harm that comes from one side
+#: alone, as a new fault does: that is where days count. Against equal weights this needs a tenth
+#: fewer pairs there, and 4 % more where harm comes from both sides.
 STAKES: tuple[float, ...] = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 0.95, 0.99)
+WEIGHTS: tuple[float, ...] = tuple(part / 14 for part in (1, 1, 1, 1, 1, 1, 1, 2, 5))
 #: The order of the cells in arrays.
 CELLS: tuple[str, ...] = ("n11", "n10", "n01", "n00")
 #: Pairs of one block: bets start afresh with each.
@@ -72,13 +75,19 @@ def log_e_margin(
     """
     if not 0 <= margin < 1 / STAKES[0] - 1:
         raise ValueError(f"a margin is a share from 0 to under {1 / STAKES[0] - 1:g}, not {margin}")
-    stakes = np.array([stake for stake in STAKES if stake < 1 / (1 + margin)])
+    allowed = [
+        (stake, weight)
+        for stake, weight in zip(STAKES, WEIGHTS, strict=True)
+        if stake < 1 / (1 + margin)
+    ]
+    stakes, weights = np.array(allowed).T
     n11, n10, n01 = (np.asarray(count, np.float64)[..., None] for count in (n11, n10, n01))
-    return logmeanexp(
+    wealth = (
         n11 * np.log1p(-stakes * margin)
         + n10 * np.log1p(stakes)
         + n01 * np.log1p(-stakes * (1 + margin))
     )
+    return np.asarray(np.logaddexp.reduce(wealth + np.log(weights / weights.sum()), axis=-1))
 
 
 def cell_evidence(margin: float = 0.0) -> Evidence:
@@ -149,8 +158,8 @@ class StartMixture:
     def terms(self, evidence: Evidence) -> Floats:
         """log(w_k E^(k)) of each start, [starts]."""
         from_start_on = np.cumsum(self.counts[::-1], axis=0)[::-1]
-        weights = [-math.log(start) - math.log(start + 1) for start in self.starts]
-        return np.asarray(weights + evidence(from_start_on))
+        starts = np.asarray(self.starts, np.float64)
+        return np.asarray(evidence(from_start_on) - np.log(starts) - np.log1p(starts))
 
     def log_e(self, evidence: Evidence) -> float:
         """log Σ_k w_k E^(k); 0 when nothing was counted."""

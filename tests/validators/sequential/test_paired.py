@@ -14,6 +14,7 @@ from tests.validators.sequential.simulate import alarm_delays
 from validators.sequential.paired import (
     STAKES,
     STARTS_MAX,
+    WEIGHTS,
     StartMixture,
     budget_evidence,
     cell_evidence,
@@ -30,12 +31,12 @@ LOOKS = 200
 
 
 def by_hand(n11, n10, n01, margin):
+    allowed = [(s, w) for s, w in zip(STAKES, WEIGHTS, strict=True) if s < 1 / (1 + margin)]
     wealth = [
-        (1 - s * margin) ** n11 * (1 + s) ** n10 * (1 - s * (1 + margin)) ** n01
-        for s in STAKES
-        if s < 1 / (1 + margin)
+        w * (1 - s * margin) ** n11 * (1 + s) ** n10 * (1 - s * (1 + margin)) ** n01
+        for s, w in allowed
     ]
-    return math.log(sum(wealth) / len(wealth))
+    return math.log(sum(wealth) / sum(w for _, w in allowed))
 
 
 @pytest.mark.parametrize("margin", [0, 0.1, 1, 10])
@@ -82,8 +83,11 @@ def test_shares_of_harm_never_give_more_than_their_own_bet_would(harms):
     cells = split(new, previous)
     assert cells.sum() == pytest.approx(len(harms))
     assert cells[0] + cells[1] == pytest.approx(new.sum())
-    own = [sum(math.log1p(s * d) for d in new - previous) for s in STAKES]
-    assert float(cell_evidence()(cells)) <= np.logaddexp.reduce(own) - math.log(len(STAKES)) + 1e-9
+    own = [
+        math.log(w) + sum(math.log1p(s * d) for d in new - previous)
+        for s, w in zip(STAKES, WEIGHTS, strict=True)
+    ]
+    assert float(cell_evidence()(cells)) <= np.logaddexp.reduce(own) + 1e-9
 
 
 @pytest.mark.parametrize(

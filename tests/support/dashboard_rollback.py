@@ -1,0 +1,160 @@
+"""The dashboard of rolling back: evidence beside its thresholds, states, decisions, alerts."""
+
+from __future__ import annotations
+
+from exporters import instruments as known
+from tests.support.grafana import (
+    GREEN,
+    GREY,
+    RED,
+    YELLOW,
+    Json,
+    Panel,
+    Query,
+    dashboard,
+    field_override,
+    series,
+    stat,
+    table,
+    timeline,
+    variable,
+)
+
+MODEL = 'model_name=~"$model"'
+_EVIDENCE = known.ROLLBACK_EVIDENCE.prometheus_name
+_ALERTS_AT = known.ROLLBACK_THRESHOLD.prometheus_name
+_ACTS_AT = known.ROLLBACK_THRESHOLD_ACT.prometheus_name
+_STATE = known.ROLLBACK_STATE.prometheus_name
+_PAIRS = known.ROLLBACK_PAIRS.prometheus_name
+_LAST = known.ROLLBACK_LAST_CHECK.prometheus_name
+_STALE = known.ROLLBACK_STALE.prometheus_name
+_FROZEN = known.ROLLBACK_FROZEN.prometheus_name
+_DECISIONS = known.ROLLBACK_DECISIONS.prometheus_name
+_ACTION = known.ROLLBACK_ACTION.prometheus_name
+_WAITING = known.ALERTS_WAITING.prometheus_name
+_LABELS = known.LABELS.prometheus_name
+_UNLABELLED = known.LABELS_WAITING.prometheus_name
+_COVERAGE = known.LABELS_COVERAGE.prometheus_name
+
+BY_PAIR = "model_name, new, previous"
+BY_HARM = f"{BY_PAIR}, metric"
+PAIR = "{{model_name}} {{new}} beside {{previous}}"
+#: States in the order of how bad they are, and how they are drawn.
+STATES = (
+    ("insufficient", "insufficient", YELLOW), ("ok", "ok", GREEN),
+    ("suspect", "suspect", YELLOW), ("regressed", "regressed", RED),
+    ("rolled_back", "rolled back", GREY), ("blocked", "blocked", RED),
+)  # fmt: skip
+
+
+def _largest(name: str, by: str, chosen: str = MODEL) -> str:
+    """Replicas tell the same of a pair: the largest is one of them."""
+    return f"max by ({by}) ({name}{{{chosen}}})"
+
+
+def _now() -> list[Panel]:
+    def pairs_in(states: str) -> str:
+        return f'count({_STATE}{{{MODEL},state=~"{states}"}} == 1) or vector(0)'
+
+    return [
+        stat("Worse versions",
+             "Pairs that are regressed: the evidence suffices to act. What is rolled back is over.",
+             pairs_in("regressed"), "none", width=5, steps=((GREEN, None), (RED, 1))),
+        stat("Suspect", "Pairs whose evidence suffices to alert, and not to act.",
+             pairs_in("suspect"), "none", width=5, steps=((GREEN, None), (YELLOW, 1))),
+        stat("Blocked", "Pairs that cannot be compared, or whose action a person must look at.",
+             pairs_in("blocked"), "none", width=5, steps=((GREEN, None), (RED, 1))),
+        stat("Not judged", "Pairs with too little data, or to which no new pair of answers comes.",
+             pairs_in("insufficient"), "none", width=5, steps=((GREEN, None), (YELLOW, 1))),
+        stat("Last check", "How long ago the pair that was looked at longest ago was.",
+             f"time() - min({_LAST}{{{MODEL}}})", "s", width=4,
+             steps=((GREEN, None), (YELLOW, 60), (RED, 600))),
+    ]  # fmt: skip
+
+
+def _evidence() -> list[Panel]:
+    over = f"{_largest(_EVIDENCE, BY_HARM)} / {_largest(_ALERTS_AT, BY_HARM)}"
+    return [
+        series("Evidence over threshold",
+               "What says that the new version is worse, of what it takes to alert (100 %, both on "
+               "a logarithmic scale). The best that was ever seen counts, so a peak is enough.",
+               [Query(over, f"{PAIR}: {{{{metric}}}}")], "percentunit", line=1, height=10,
+               width=16),
+        series("Pairs", "Requests per second that both versions were run on, by harm.",
+               [Query(f"sum by ({BY_HARM}) (rate({_PAIRS}{{{MODEL}}}[$__rate_interval]))",
+                      f"{PAIR}: {{{{metric}}}}")], "reqps", height=10, width=8),
+        table("By harm",
+              "The latest look. Evidence is the natural logarithm of odds against chance; what may "
+              "not act has no threshold for it.",
+              [(over, "Of what alerts", "percentunit"),
+               (_largest(_EVIDENCE, BY_HARM), "Evidence", "none"),
+               (_largest(_ALERTS_AT, BY_HARM), "Alerts at", "none"),
+               (_largest(_ACTS_AT, BY_HARM), "Acts at", "none")],
+              (),
+              {"model_name": "Model", "new": "New", "previous": "Previous", "metric": "Harm"},
+              overrides=[
+                  field_override("Of what alerts", custom__cellOptions={
+                      "type": "gauge", "mode": "gradient"}, min=0, max=2,
+                      thresholds={"mode": "absolute", "steps": [
+                          {"color": GREEN, "value": None}, {"color": YELLOW, "value": 0.8},
+                          {"color": RED, "value": 1}]}),
+              ],
+              sort=[{"displayName": "Of what alerts", "desc": True}], height=9),
+    ]  # fmt: skip
+
+
+def _labels() -> list[Panel]:
+    return [
+        series("Labels", "Late labels per second, by what became of them.",
+               [Query(f"sum by (model_name, outcome, reason) (rate({_LABELS}{{{MODEL}}}"
+                      "[$__rate_interval]))", "{{model_name}} {{outcome}} {{reason}}")],
+               "ops", width=8),
+        series("Labelled", "Of the answers that wait no longer, the share that got its label.",
+               [Query(f"min by (model_name) ({_COVERAGE}{{{MODEL}}})", "{{model_name}}")],
+               "percentunit", width=8),
+        series("Waiting for labels", "Answers that wait for their label.",
+               [Query(f"sum by (model_name) ({_UNLABELLED}{{{MODEL}}})", "{{model_name}}")],
+               "none", width=8),
+    ]  # fmt: skip
+
+
+def _decided() -> list[Panel]:
+    numbered = " + ".join(
+        f'{number} * max by ({BY_PAIR}) ({_STATE}{{{MODEL},state="{state}"}})'
+        for number, (state, _, _) in enumerate(STATES)
+        if number
+    )
+    words = {number: (word, color) for number, (_, word, color) in enumerate(STATES)}
+    yes = {0: ("no", GREEN), 1: ("yes", YELLOW)}
+    return [
+        timeline("States", "How each new version stood beside its previous one.",
+                 Query(numbered, PAIR), words=words, height=7),
+        timeline("Stale", "Requests come, and none of them is run on both versions.",
+                 Query(_largest(_STALE, BY_PAIR), PAIR), words=yes, height=6, width=12),
+        timeline("Frozen", "Nobody but an operator may act.",
+                 Query(_largest(_FROZEN, "model_name"), "{{model_name}}"), words=yes, height=6,
+                 width=12),
+        series("Decisions", "What was decided, by what decided.",
+               [Query(f"sum by (model_name, state, metric) (increase({_DECISIONS}{{{MODEL}}}"
+                      "[$__rate_interval]))", "{{model_name}} {{state}} {{metric}}")],
+               "none", width=8),
+        series("Actions", "How far the action of each pair's decision is.",
+               [Query(f"max by ({BY_PAIR}, action, state) ({_ACTION}{{{MODEL}}})",
+                      f"{PAIR}: {{{{action}}}} {{{{state}}}}")], "none", width=8),
+        series("Alerts that wait", "That their channel has not taken yet; of all models.",
+               [Query(f"sum by (channel) ({_WAITING})", "{{channel}}")], "none", width=8),
+    ]  # fmt: skip
+
+
+def rollback() -> Json:
+    """Whether new versions are worse, and what was done about it."""
+    return dashboard(
+        "model-sidecar-rollback", "Model sidecar / Rollback",
+        "Each new version beside the previous one: evidence, states, decisions and actions.",
+        [variable("model", "Model", f"label_values({_STATE}, model_name)", "Of which models.")],
+        [("Now", _now()), ("Evidence", _evidence()), ("Labels", _labels()),
+         ("Decisions", _decided())],
+    )  # fmt: skip
+
+
+__all__ = ["rollback"]
