@@ -238,10 +238,16 @@ class Registry:
             NotFoundError: as of ``find``.
         """
         entry = self.entries.get(name)
-        if version or entry is None or entry.split is None:
+        if entry is None:
             return self.find(name, version)
-        copy = entry.serving[entry.split.pick(random() if point is None else point)]  # noqa: S311 - a share is no secret
-        return entry, copy
+        if not version:
+            split = entry.split
+            if split is None:
+                version = entry.default_version
+            else:
+                version = split.pick(random() if point is None else point)  # noqa: S311 - a share is no secret
+        copy = entry.serving.get(version)
+        return self.find(name, version) if copy is None else (entry, copy)
 
     def ready(self) -> bool:
         """Whether every model that should be is loaded (unloading on request is no fault)."""
