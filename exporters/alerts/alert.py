@@ -43,6 +43,8 @@ class Alert:
         values: numbers and words that change: evidence, threshold, pairs, action, …
         links: name → URL.
         started_ns, ended_ns: wall clock; ``ended_ns`` 0 while it goes on.
+        lasting: news also when it is over: something was done. A channel that could not be told in
+            time hears that it fired, and then that it ended.
     """
 
     id: str
@@ -56,6 +58,7 @@ class Alert:
     labels: dict[str, str] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
+    lasting: bool = False
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON has it."""

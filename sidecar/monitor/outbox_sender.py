@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from exporters.alerts.alert import Channel, DeliveryError
+from exporters.alerts.alert import Alert, Channel, DeliveryError, State
 from sidecar.clock import Clock
 from sidecar.monitor.outbox_store import (
     FAILED,
@@ -163,7 +163,7 @@ class Sender:
     def _deliver(self, tables: OutboxTables, row: Outgoing) -> bool:
         """Try once; returns whether the channel can be told the next."""
         now_ns = self._clock.now_ns()
-        if row.is_firing and not self._stands(row):
+        if row.is_firing and not row.alert.lasting and not self._stands(row):
             if row.state == WAITING:
                 self._count(self.channel.name, SUPPRESSED)
                 row = replace(row, state=SUPPRESSED)
@@ -177,7 +177,7 @@ class Sender:
             self._write(tables, replace(row, unsure=True))
         try:
             with self.lock:
-                self.channel.send(row.alert, now_ns)
+                self.channel.send(_owed(row) or row.alert, now_ns)
         except DeliveryError as error:
             return self._failed(tables, row, error)
         except Exception as error:  # noqa: BLE001 - a channel's fault is that channel's loss
@@ -212,6 +212,11 @@ class Sender:
             logger.info("%s takes alerts again", name)
         self._failures, self._paused_ns = 0, 0
         now_ns = self._clock.now_ns()
+        if _owed(row) is not None:  # now that it is over, next
+            self._count(name, SENT)
+            row = replace(row, taken=True, unsure=False, failures=0, error="", due_ns=now_ns)
+            self._write(tables, row)
+            return
         if row.state == WAITING:
             self._count(name, SENT)
             row = replace(row, sent_ns=now_ns, repeats=repeats_of(self.channel))
@@ -270,3 +275,10 @@ class Sender:
     def _pause_s(self, failures: int, error: DeliveryError) -> float:
         pause_s = self._patience.pause_s(failures, self._rng)
         return min(max(pause_s, error.retry_after_s or 0.0), max(pause_s, RETRY_AFTER_MAX_S))
+
+
+def _owed(row: Outgoing) -> Alert | None:
+    """That a lasting alert fires, where it was over before the channel could hear of it."""
+    if row.is_firing or row.taken or not row.alert.lasting:
+        return None
+    return replace(row.alert, state=State.FIRING, ended_ns=0)

@@ -90,7 +90,7 @@ def put(
         for which so many wait for the channel already (``waiting_max``).
     """
     refused: Counter[tuple[str, str]] = Counter()
-    waiting: dict[str, int] = dict(connection.execute(_waiting()).tuples().all())
+    waiting = {row[0]: row[1] for row in connection.execute(_waiting())}
     room = {one.name: waiting_max - waiting.get(one.name, 0) for one in channels}
     for alert in alerts:
         if alert.state is State.RESOLVED:
@@ -117,7 +117,7 @@ def resolve(connection: sa.Connection, alert: Alert, now_ns: int) -> Counter[tup
     """Turn an alert's rows to its resolved state, in the caller's transaction.
 
     Name, labels, severity and start stay those that the channels have heard. Who has not heard of
-    it is not told.
+    it is not told, but of a lasting one.
 
     Args:
         alert: in either state; ``ended_ns`` 0 is ``now_ns``.
@@ -142,7 +142,8 @@ def resolve(connection: sa.Connection, alert: Alert, now_ns: int) -> Counter[tup
             over, row.channel, WAITING, now_ns, row.number + 1, since_ns=now_ns, taken=row.taken,
             unsure=row.unsure,
         )  # fmt: skip
-        if not (row.taken or row.unsure):
+        is_owed = row.alert.lasting and row.state == WAITING
+        if not (row.taken or row.unsure or is_owed):
             untold[row.channel, SUPPRESSED] += row.state == WAITING
             state = row.state if row.state == FAILED else SUPPRESSED
             fresh = replace(fresh, state=state, due_ns=-now_ns, error=row.error)

@@ -114,6 +114,20 @@ def test_alertmanager_is_told_again_and_for_a_while_that_it_is_over(tmp_path, re
         assert desk.outbox.counts()["am", "sent"] == 2
 
 
+def test_what_was_done_is_told_although_it_is_over(tmp_path, receiver):
+    """A rollback takes a second: less than the first retry of a channel that was away."""
+    with Desk(tmp_path, webhook(receiver.url), still_stands=lambda _: False) as desk:
+        receiver.reply = lambda number: Reply(500 if number < 2 else 200)
+        desk.put(alert(lasting=True))
+        desk.step()
+        desk.resolve(resolved(text="It was rolled back."))
+        desk.run(HOUR_S, every_s=10)
+        taken = receiver.got[2:]
+        assert [one.json["data"]["state"] for one in taken] == ["firing", "resolved"]
+        assert {one.json["data"]["text"] for one in taken} == {"It was rolled back."}
+        assert (desk.state, desk.count("sent")) == ("sent", 2)
+
+
 def test_what_no_longer_stands_is_not_told(tmp_path, receiver):
     standing = {"d-17", "d-18"}
     with Desk(

@@ -233,6 +233,8 @@ def _alert(decision: Decision, kind: Kind, name: str, ended_ns: int) -> Alert:
             "threshold": _e_value(decision.threshold), "n_pairs": decision.pairs,
             "action": decision.action, "action_state": decision.action_state,
         },
+        # Done within seconds, or while nobody could be reached: it must be heard of in any case.
+        lasting=kind is Kind.ROLLBACK,
     )  # fmt: skip
 
 
