@@ -24,6 +24,7 @@ from tests.benchmarks import (
     observed,
     peers,
     rollback_check,
+    rollback_simulation,
     throughput,
 )
 from tests.benchmarks.tools import Row
@@ -46,6 +47,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "peers": peers.peers,
     "localize": localize.localization,
     "rollback-check": rollback_check.rollback_check,
+    "rollback-simulation": rollback_simulation.rollback_simulation,
     "restarts": lambda rounds: behaviour.restarts(4 * rounds),
 }
 

@@ -353,11 +353,11 @@ def test_a_flush_of_many_is_several_transactions(tmp_path, monkeypatch):
     for n in range(35):
         bench.see(f"r{n}", scores(1), scores(1))
     bench.keeper.flush()
-    assert len(bench.keeper._store.labels().load("m")) == 35
+    assert len(bench.keeper._store.part(LabelTables).load("m")) == 35
     for n in range(35):
         bench.put(f"r{n}", 1)
     bench.keeper.flush()
-    assert bench.keeper._store.labels().load("m") == []
+    assert bench.keeper._store.part(LabelTables).load("m") == []
     bench.keeper.close()
 
 

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -205,8 +204,9 @@ def judge_flips(
     **By blocks**, where one event makes several flips: X = min(1, flips in a block of L pairs). If
     a request flips with a mean of at most f0 given the *blocks* before, however flips hang together
     within one, E[X | past] ≤ L·f0 (a minimum is at most the sum, and means add up). So X against
-    the budget L·f0 is tested by the same e-process, and under a weaker hypothesis than pair by
-    pair. It loses what lies between 1 − (1−θ)^L and L·θ. The lesser of the two counts.
+    the budget L·f0 is tested by the same e-process, under a weaker hypothesis than pair by pair: so
+    where blocks are counted they count alone. They lose what lies between 1 − (1−θ)^L and L·θ: a
+    tenth at 1 %, more than half at 10 %. Budgets of 1/L or more are tested pair by pair.
 
     Args:
         outputs: output (and policy) → block → counts [4] in the order of ``CELLS``, with n10 the
@@ -218,20 +218,19 @@ def judge_flips(
         ValueError: for counts of another shape, negative or not finite.
     """
     budget = FLIPS_UNKNOWN if harm.budget is None else harm.budget
-    found = [0.0]
     flips = total = 0.0
-    terms = []
+    terms: list[float] = []
     for name, blocks in outputs.items():
         mixture = _mixture(blocks, (len(CELLS),))
-        term = mixture.log_e(_flips(budget))
         by_block = SIGN_LENGTH * budget
         if signs is not None and by_block < 1:
             of_blocks = _mixture(signs.get(name, {}), (len(SIGN_CELLS),))
-            term = min(term, of_blocks.log_e(_flips_of_blocks(by_block)))
-        terms.append(term)
+            terms.append(of_blocks.log_e(_flips_of_blocks(by_block)))
+        else:
+            terms.append(mixture.log_e(_flips(budget)))
         _, new, _, neither = _sums(mixture)
         flips, total = max((flips, total), (new, new + neither))
-    log_e = float(logmeanexp(np.array(terms or found)))
+    log_e = float(logmeanexp(np.array(terms or [0.0])))
     known = "" if harm.budget is not None else "; no budget is known for this pair"
     text = (
         f"of {total:.6g} answers {flips:.6g} changed, against a budget of {100 * budget:.3g} %: "
@@ -334,19 +333,16 @@ def _flips_of_blocks(budget: float) -> Evidence:
 
 
 def _mixture(blocks: Blocks, shape: tuple[int, ...]) -> StartMixture:
-    """Counts of each block, checked; all at once, since there may be dozens of series of dozens."""
+    """Counts of each block, checked."""
+    mixture = StartMixture.of_blocks(blocks)
     if not blocks:
-        return StartMixture((), np.zeros((0, *shape)))
-    mixture = None
-    with suppress(ValueError):  # of several shapes, or numbered under 0
-        mixture = StartMixture.of_blocks(blocks)
-    if mixture is None or mixture.counts.shape[1:] != shape:
+        return mixture
+    if mixture.counts.shape[1:] != shape:
         raise ValueError(
-            f"blocks {sorted(blocks)[:3]} … are numbered from 0 on, and each has counts of shape "
-            f"{list(shape)}"
+            f"blocks have counts of shape {list(mixture.counts.shape[1:])}, not {list(shape)}"
         )
-    if not np.all((mixture.counts >= 0) & np.isfinite(mixture.counts)):
-        raise ValueError("counts are finite and not under 0")
+    if not (np.all(mixture.counts >= 0) and np.all(np.isfinite(mixture.counts))):
+        raise ValueError("counts of blocks are finite and not under 0")
     return mixture
 
 

@@ -30,11 +30,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from validators.sequential.certificate import evidence_over
 from validators.statistics import Floats
 
 #: Stakes, and what each is given of the wealth. Half of it is on harm that comes from one side
@@ -42,6 +42,9 @@ from validators.statistics import Floats
 #: fewer pairs there, and 4 % more where harm comes from both sides.
 STAKES: tuple[float, ...] = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 0.95, 0.99)
 WEIGHTS: tuple[float, ...] = tuple(part / 14 for part in (1, 1, 1, 1, 1, 1, 1, 2, 5))
+#: Times the budget's odds that are bet on, and what each is given of the wealth.
+EXCESSES: tuple[float, ...] = (1.1, 1.25, 1.5, 2, 3, 4.5, 7, 10, 15, 25)
+_EXCESS_WEIGHTS: tuple[float, ...] = tuple(part / 19 for part in (1, 1, 1, 2, 2, 3, 3, 3, 2, 1))
 #: The order of the cells in arrays.
 CELLS: tuple[str, ...] = ("n11", "n10", "n01", "n00")
 #: Pairs of one block: bets start afresh with each.
@@ -60,6 +63,12 @@ def logmeanexp(values: Floats) -> Floats:
     return np.asarray(np.logaddexp.reduce(values, axis=-1) - math.log(values.shape[-1]))
 
 
+def _logsumexp(values: Floats) -> Floats:
+    """Of finite values, over the last axis; three times as fast as ``logaddexp.reduce``."""
+    top = values.max(axis=-1)
+    return np.asarray(top + np.log(np.exp(values - top[..., None]).sum(axis=-1)))
+
+
 def log_e(new_only: npt.ArrayLike, previous_only: npt.ArrayLike) -> Floats:
     """log E that the new version does more harm; counts of pairs, float64 of their shape."""
     zero = np.zeros(np.broadcast_shapes(np.shape(new_only), np.shape(previous_only)))
@@ -73,6 +82,17 @@ def log_e_margin(
 
     ValueError for a negative margin, or one that leaves no stake (19 or more).
     """
+    both, new, previous, log_weights = _bets(margin)
+    n11, n10, n01 = (np.asarray(count, np.float64)[..., None] for count in (n11, n10, n01))
+    wealth = n10 * new + n01 * previous + log_weights
+    if margin:
+        wealth = wealth + n11 * both
+    return _logsumexp(wealth)
+
+
+@lru_cache(maxsize=64)
+def _bets(margin: float) -> tuple[Floats, Floats, Floats, Floats]:
+    """What a pair of each cell adds to the logarithm of each stake's wealth, and its start."""
     if not 0 <= margin < 1 / STAKES[0] - 1:
         raise ValueError(f"a margin is a share from 0 to under {1 / STAKES[0] - 1:g}, not {margin}")
     allowed = [
@@ -81,13 +101,12 @@ def log_e_margin(
         if stake < 1 / (1 + margin)
     ]
     stakes, weights = np.array(allowed).T
-    n11, n10, n01 = (np.asarray(count, np.float64)[..., None] for count in (n11, n10, n01))
-    wealth = (
-        n11 * np.log1p(-stakes * margin)
-        + n10 * np.log1p(stakes)
-        + n01 * np.log1p(-stakes * (1 + margin))
+    return (
+        np.log1p(-stakes * margin),
+        np.log1p(stakes),
+        np.log1p(-stakes * (1 + margin)),
+        np.log(weights / weights.sum()),
     )
-    return np.asarray(np.logaddexp.reduce(wealth + np.log(weights / weights.sum()), axis=-1))
 
 
 def cell_evidence(margin: float = 0.0) -> Evidence:
@@ -102,14 +121,22 @@ def cell_evidence(margin: float = 0.0) -> Evidence:
 def budget_evidence(budget: float) -> Evidence:
     """For ``StartMixture``: counts [..., 2] of (flips, pairs) against a budget of flips.
 
-    E = ∫ from f0 to 1 of (θ/f0)^s ((1−θ)/(1−f0))^(n−s) dπ(θ), π = Beta(1, 1/(5 f0)) cut to (f0, 1];
-    the proof stands in ``certificate.py``. ``budget`` f0 in (0, 1), ValueError otherwise.
+    E = Σ_j w_j (θ_j/f0)^s ((1−θ_j)/(1−f0))^(n−s), the odds of θ_j those of f0 times ``EXCESSES``;
+    the proof, for each θ over f0, stands in ``certificate.py``. A sum takes a hundredth of the time
+    of the integral there, and its weights are where a fault would be. Rates less than about 1.05
+    times the budget are not seen. ``budget`` f0 in (0, 1), ValueError otherwise.
     """
     if not 0 < budget < 1:
         raise ValueError(f"a budget is a share between 0 and 1, not {budget}")
+    odds = np.array(EXCESSES) * budget / (1 - budget)
+    gain = np.log(odds / (1 + odds)) - math.log(budget)
+    loss = -np.log1p(odds) - math.log1p(-budget)
+    log_weights = np.log(_EXCESS_WEIGHTS)
 
     def evidence(counts: Floats) -> Floats:
-        return evidence_over(counts[..., 0], counts[..., 1], budget)
+        flips, pairs = counts[..., 0, None], counts[..., 1, None]
+        terms = flips * gain + (pairs - flips) * loss + log_weights
+        return _logsumexp(terms)
 
     return evidence
 
@@ -158,8 +185,8 @@ class StartMixture:
     def terms(self, evidence: Evidence) -> Floats:
         """log(w_k E^(k)) of each start, [starts]."""
         from_start_on = np.cumsum(self.counts[::-1], axis=0)[::-1]
-        starts = np.asarray(self.starts, np.float64)
-        return np.asarray(evidence(from_start_on) - np.log(starts) - np.log1p(starts))
+        starts = np.array(self.starts, np.float64)
+        return np.asarray(evidence(from_start_on) - np.log(starts) - np.log(starts + 1))
 
     def log_e(self, evidence: Evidence) -> float:
         """log Σ_k w_k E^(k); 0 when nothing was counted."""

@@ -10,8 +10,7 @@ import math
 
 import numpy as np
 
-from validators.sequential.certificate import evidence_over
-from validators.sequential.paired import BLOCK, STAKES, WEIGHTS
+from validators.sequential.paired import BLOCK, STAKES, WEIGHTS, budget_evidence
 
 _STAKES, _LOG_WEIGHTS = np.array(STAKES), np.log(WEIGHTS)
 
@@ -64,11 +63,10 @@ def budgeted(flips: np.ndarray, trials: int, every: int, budget: float) -> np.nd
 
 def _table(most: int, looks: int, trials: int, budget: float) -> np.ndarray:
     """Evidence of s flips after so many looks, [looks + 1, most + 1]."""
-    flips = np.arange(most + 1.0)
-    return np.array(
-        [evidence_over(np.minimum(flips, look * trials), np.full(most + 1, look * trials), budget)
-         for look in range(looks + 1)]
-    )  # fmt: skip
+    counts = np.stack(np.broadcast_arrays(
+        np.arange(most + 1.0), trials * np.arange(looks + 1.0)[:, None]
+    ), axis=-1)  # fmt: skip
+    return budget_evidence(budget)(counts)
 
 
 def signs(new_only: np.ndarray, previous_only: np.ndarray, length: int):
