@@ -92,7 +92,7 @@ class Measures:
         shares: Callable[[str], tuple[dict[str, float], bool]] | None = None,
     ) -> None:
         self._pages = list(pages)
-        self._since_ns = serve_started_ns
+        self._since_ns = self.since_ns = serve_started_ns
         variants = [(model, variant) for model in config.models for variant in model.variants]
         self._variants = [_attributes(model, variant) for model, variant in variants]
         self._slots = {tuple(names.values()): slot for slot, names in enumerate(self._variants)}

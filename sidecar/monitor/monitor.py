@@ -114,12 +114,9 @@ class Monitor:
         self._rate = AdaptiveRate(settings.mirror.sample_rate)
         trees, refused, keep = copies_to_load(config)
         self._mirror = MirrorProcess(
-            trees,
-            keep=keep,
-            timeout_s=settings.mirror.timeout_s,
+            trees, keep=keep, timeout_s=settings.mirror.timeout_s, clock=clock,
             memory_max_bytes=settings.mirror.memory_max_bytes,
-            clock=clock,
-        )
+        )  # fmt: skip
         self._mirror.copies.update(refused)
         self._budget = Budget(self._cpu_s, settings.mirror.cpu_share, clock)
         self._plans: dict[str, ModelPlan] = {}
@@ -142,7 +139,6 @@ class Monitor:
             config, self._plans, self._evidence, self.measures, self.alerts.outbox,
             lambda: self._keeper.store, self._events, clock, copies=self._mirror.copies,
             budget=FlipBudgets(self._state_dir).budget, routes=self._routing.routes,
-            serve_started_ns=serve_started_ns,
         )  # fmt: skip
         self._listeners = self._listening()
         self._looking = threading.Lock()

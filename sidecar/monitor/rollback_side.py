@@ -81,7 +81,6 @@ class RollbackSide:
         copies: Mapping[str, CopyInfo],
         routes: Routes | None = None,
         budget: Callable[[str], float | None] = lambda _: None,
-        serve_started_ns: int = 0,
     ) -> None:
         self._models = checked_models(config)
         self._store = store
@@ -95,7 +94,7 @@ class RollbackSide:
         self._actions = _actions(self._models, routes, clock)
         sources = Sources(
             self._models, plans, evidence, self._traffic, budget, self._serves,
-            since_ns=serve_started_ns,
+            since_ns=measures.since_ns,
         )  # fmt: skip
         mirror = config.monitor.mirror
         self.desk = Desk(sources, self.book, clock, rate=mirror.sample_rate, told=self._told)
