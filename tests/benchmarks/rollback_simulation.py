@@ -306,7 +306,7 @@ def changes(rng: Rng) -> dict[str, tuple[str, int, Callable[[int, int, int], Log
     return {
         "flips 0.1 → 1 %": ("flip", 3000, flipping),
         "errors 0.1 → 1 %, shared": ("error", 5000, failing),
-        "p99 + 20 %, tail only": ("tail", 6000, tail),
+        "p99 + 20 %, tail only": ("tail", 12_000, tail),
         "all latency × 1.2": ("slow", 2000, slow),
         "accuracy 95 → 93 %": ("accuracy", 8000, less_accurate),
     }
@@ -337,15 +337,18 @@ def delays(rng: Rng, rounds: int) -> list[Row]:
                 threshold = thresholds[level][harm]
                 bound = detection_bound(growth[kind], math.exp(-threshold))
                 found = twin.first(log_e, threshold, every)
-                mean = float(np.mean(found))
+                # A run that saw nothing by the end counts as if it had there: the mean is more.
+                unseen = int(np.isinf(found).sum())
+                mean = float(np.mean(np.minimum(found, pairs)))
                 looks = "at every request" if every == 1 else f"every {every}"
                 rows.append(
                     Row(
                         f"delay over the bound: {what}, {level}, {looks}",
                         f"≤ {target}" if target else "report",
                         f"{mean / bound:.2f}",
-                        target is None or mean / bound <= target,
-                        f"{mean:.0f} pairs on average, bound {bound:.0f}, {len(found)} runs",
+                        not unseen and (target is None or mean / bound <= target),
+                        f"{mean:.0f} pairs on average, bound {bound:.0f}, {len(found)} runs"
+                        + (f", {unseen} of which saw nothing in {pairs}" if unseen else ""),
                     )
                 )
     return rows
