@@ -130,6 +130,7 @@ def how_to_go_on(report: Report, *, stay: bool) -> list[str]:
         f"  sidecar infer {grpc_address} digits --input {folder}/{REQUEST_FILE}",
         f"  sidecar status {report.addresses['monitor']}",
         f"  sidecar drift {report.addresses['monitor']}",
+        f"  sidecar rollback status {report.addresses['monitor']}",
         "  OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 sidecar demo   # traces to a backend",
         "or in Python, with a stock client (pip install 'tritonclient[grpc]'):",
         "  import numpy as np, tritonclient.grpc as triton",

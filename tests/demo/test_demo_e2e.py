@@ -147,6 +147,7 @@ def test_a_run_measures_every_variant_and_leaves_nothing_behind(folder: Path):
 
     assert_the_monitor_told(report)
     assert_it_was_observed(report)
+    assert_the_worse_version_was_taken_back(report)
     assert "kept from an earlier run" in done.stderr
     assert "\x1b[" not in done.stderr  # no terminal: lines, not a live table
     assert_nothing_left(folder, *report["addresses"].values())
@@ -166,6 +167,20 @@ def assert_the_monitor_told(report: dict) -> None:
     assert "image / PIXEL_MAX" in diagnosis["first"]["source"]
     assert diagnosis["accuracy"] > 0.9
     assert "<svg" in Path(diagnosis["report"]).read_text(encoding="utf-8")
+
+
+def assert_the_worse_version_was_taken_back(report: dict) -> None:
+    found = report["rolled_back"]
+    assert (found["state"], found["metric"], found["problem"]) == ("rolled_back", "accuracy", "")
+    assert found["failures"] == 0
+    assert found["accuracy"]["3"] < found["accuracy"]["2"] - 0.05
+    assert found["alert"] == "digits:3/onnx is worse than 2/onnx at accuracy"
+    assert "only the new version was wrong" in found["decision"]
+    assert set(found["versions_after"]) == {"2"}
+    assert found["versions_after"]["2"] >= 200
+    assert 100 <= found["decided_after"] < found["requests"]
+    folder = Path(report["output"])
+    assert "rolled back" in (folder / "rollout.log").read_text(encoding="utf-8")
 
 
 def assert_it_was_observed(report: dict) -> None:

@@ -105,6 +105,10 @@ def test_every_other_command(place):
         assert 'outcome="success"' in outputs[next(c for c in after if "/metrics" in c)]
         assert "digits" in outputs[next(c for c in after if c.startswith("sidecar drift"))]
         assert '"scores"' in outputs[next(c for c in after if "versions/1" in c)]
+        assert "2/onnx beside 1/onnx" in outputs[next(c for c in after if "rollback status" in c)]
+        assert "2=0.5 1=0.5" in outputs["sidecar route 127.0.0.1:9002"]
+        assert "error" in outputs[next(c for c in after if c.startswith("sidecar compare"))]
+        assert "sent" in outputs[next(c for c in after if c.startswith("sidecar alerts test"))]
         check_python(folder, adapt)
     finally:
         process.send_signal(signal.SIGTERM)  # what `kill %1` sends
@@ -153,6 +157,19 @@ def test_the_remote_example_is_a_valid_configuration(place):
     tree = {"models": [{"name": "digits", **yaml.safe_load(example)}]}
     config = parse(tree, base_dir=place[0] / "demo-output")
     assert [v.runtime.kind for v in config.models[0].variants] == ["remote", "onnxruntime"]
+
+
+def test_the_rollback_example_is_a_valid_configuration(place):
+    import yaml
+
+    from sidecar.config import parse
+
+    example = yaml.safe_load(next(b for b in blocks("yaml") if b.startswith("rollback:")))
+    tree = yaml.safe_load(next(b for b in blocks("yaml") if b.startswith("models:")))
+    tree["models"][0]["rollback"] = example["rollback"]
+    config = parse({**tree, "alerts": example["alerts"]}, base_dir=place[0] / "demo-output")
+    assert config.models[0].rollback.action.kind == "switch"
+    assert [channel.kind for channel in config.alerts.channels] == ["log", "alertmanager"]
 
 
 def test_the_addresses_are_those_of_the_defaults():
