@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 DONE, REFUSED = 0, 1
 #: States of a pair in which a new version is not promoted without being told to.
 _NOT_YET = frozenset({"insufficient", "suspect", "regressed", "rolled_back", "blocked"})
+#: Of a reason in the table; `--json` has all of it.
+_WHY_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,8 @@ def _words(route: RouteView) -> str:
 
 
 def _why(route: RouteView) -> str:
-    return f"{route.by}: {route.reason}" if route.reason else route.by
+    why = f"{route.by}: {route.reason}" if route.reason else route.by
+    return why if len(why) <= _WHY_MAX else f"{why[:_WHY_MAX]} …"
 
 
 def _ago(wall_ns: int, now_ns: int) -> str:

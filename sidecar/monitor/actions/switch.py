@@ -141,7 +141,7 @@ class SwitchAction:
         try:
             after = self._routes.set(
                 request.model, before, by="operator", expected=route.revision,
-                reason=request.reason[: _REASON_MAX - len(undoing)] + undoing,
+                reason=f"undone: {request.reason}"[: _REASON_MAX - len(undoing)] + undoing,
             )  # fmt: skip
         except RouteConflictError as error:
             return Result(
