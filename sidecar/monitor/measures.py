@@ -64,7 +64,7 @@ _DROPPED = MappingProxyType(
 #: What the caller did wrong, or a caller that gave up: it says nothing about who answered. (The
 #: rules of ``helm/model-sidecar/rules/slo.yaml`` leave out the same.)
 CALLERS_OWN = frozenset({
-    "InvalidRequestError", "NotFoundError", "ConflictError", "ChangedError", "CancelledError",
+    "InvalidRequestError", "NotFoundError", "ConflictError", "CancelledError",
     "UnsupportedError", "PermissionDeniedError", "UnauthenticatedError",
 })  # fmt: skip
 

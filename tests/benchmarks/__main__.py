@@ -66,7 +66,7 @@ def main() -> int:
         with console.status(f"measuring {name}"):
             rows += BENCHMARKS[name](arguments.rounds)
     if arguments.json:
-        json.dump([asdict(row) for row in rows], sys.stdout, indent=2)
+        json.dump([asdict(row) for row in rows], sys.stdout, indent=2, default=bool)  # numpy's
         return 0
     table = Table("what", "target", "measured", "met", "detail")
     for row in rows:

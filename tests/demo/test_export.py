@@ -112,7 +112,13 @@ def test_any_batch_size_runs(trained: Trained, form: str):
 def test_onnx_is_one_valid_file_and_int8_really_is(trained: Trained):
     names = {path.name for path in trained.folder.iterdir()}
     expected = {export.file_name(v, f) for v in export.VERSIONS for f in export.FORMATS}
-    others = {export.BROKEN_FILE, export.HOLD_OUT_FILE, export.LABELLED_FILE, export.RECORD_FILE}
+    others = {
+        export.BROKEN_FILE,
+        export.WORSE_FILE,
+        export.HOLD_OUT_FILE,
+        export.LABELLED_FILE,
+        export.RECORD_FILE,
+    }
     assert names == expected | others
     exact = onnx.load(trained.folder / "digits-2.onnx", load_external_data=False)
     quantized = onnx.load(trained.folder / "digits-2.int8.onnx", load_external_data=False)

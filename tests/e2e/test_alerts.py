@@ -46,7 +46,7 @@ def config(tmp_path):
 def test_a_test_alert_and_what_an_earlier_life_had_not_told(config, tmp_path):
     # What a monitor that died had decided, and nobody was there to hear.
     with Desk(tmp_path / "sidecar-state", webhook(f"http://127.0.0.1:{free_port()}")) as desk:
-        desk.put(alert())
+        desk.put(alert(lasting=True))  # no decision stands behind this one
         desk.run(5)
         assert desk.state == "waiting"
     with (
@@ -76,7 +76,7 @@ def test_a_test_alert_and_what_an_earlier_life_had_not_told(config, tmp_path):
 def test_a_receiver_that_hangs_does_not_keep_it_from_ending(config, tmp_path):
     with AlertReceiver(lambda _: Reply(hang=True)) as receiver:
         with Desk(tmp_path / "sidecar-state", webhook(receiver.url)) as desk:
-            desk.put(alert())
+            desk.put(alert(lasting=True))
         with running(config(receiver.url)) as server:
             receiver.wait(1)
             monitor_of(server)
