@@ -28,6 +28,7 @@ Rinaldo, New Engl. J. Stat. Data Sci. 2 (2024), for starts that are mixed.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -169,7 +170,7 @@ class StartMixture:
     counts: Floats
 
     def __post_init__(self) -> None:
-        rising = all(a < b for a, b in zip(self.starts, self.starts[1:], strict=False))
+        rising = all(map(operator.lt, self.starts, self.starts[1:]))
         if not rising or len(self.starts) != len(self.counts) or (self.starts or (1,))[0] < 1:
             raise ValueError(
                 "starts are block numbers from 1 on, rising, one for each row of counts"
