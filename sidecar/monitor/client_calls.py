@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import grpc
@@ -9,14 +10,15 @@ import grpc
 from sidecar.monitor.service import SERVICE
 
 
-class Calls:
+class Calls(ABC):
     """The base of the parts of ``MonitorClient``, which gives them a connection."""
 
     _channel: Any
     _timeout_s: float
 
+    @abstractmethod
     def _failed(self, error: Any, timeout_s: float | None = None) -> Exception:
-        raise NotImplementedError
+        """What a failed call is told as; ``error`` is gRPC's."""
 
     def _ask(
         self,

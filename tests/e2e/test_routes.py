@@ -270,6 +270,8 @@ def test_a_candidate_answers_nobody_until_it_is_promoted(tmp_path):
                 assert client.call("ModelMetadata", {"name": "m"}).versions == ["1", "2"]
             with Load(server.addresses["grpc"]) as load:
                 load.more(50)
+                said = sidecar("route", "promote", monitor, "m", "3", code=1)
+                assert "version 3 is not promoted: it is insufficient" in said  # as checked here
                 said = sidecar("route", "promote", monitor, "m", "3", "--force")
                 assert "3=1" in said
                 followed(monitor, 1, 2)
