@@ -183,8 +183,9 @@ def _why(pair: PairId, reached: Reached) -> str:
         return f"{pair.new} beside {pair.previous}: {reached.text}."
     sure = "it is rolled back" if reached.state is State.REGRESSED else "it is told, and not more"
     held = f" It may not act: {harm.held}." if reached.state is State.SUSPECT and harm.held else ""
+    verb = "is" if reached.state is State.REGRESSED else "looks"
     return (
-        f"{pair.new} is worse than {pair.previous} at {NOUNS.get(harm.metric, harm.metric)}: "
+        f"{pair.new} {verb} worse than {pair.previous} at {NOUNS.get(harm.metric, harm.metric)}: "
         f"{harm.text}. The odds against chance are {odds(reached.log_e)}, over the "
         f"{odds(reached.threshold)} at which {sure}.{held}"
     )

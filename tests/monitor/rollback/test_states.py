@@ -151,6 +151,7 @@ def test_flips_only_alert_without_a_budget(bench: Bench):
     assert bench.state == "suspect"
     assert "meant to differ" in harm(bench, "flip").held
     assert "It may not act" in bench.view.text
+    assert bench.view.text.startswith(f"{NEW} looks worse than {PREVIOUS} at changed answers")
     assert bench.view.decision.action_state == "none"
 
 
