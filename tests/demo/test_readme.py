@@ -96,6 +96,8 @@ def test_every_other_command(place):
             done = run(adapt(command), folder)
             if command.startswith("sidecar status"):
                 done = until_the_monitor_is_ready(adapt(command), folder)
+            if command.startswith("sidecar rollback status"):  # its copies take a while to load
+                done = until_the_monitor_is_ready(adapt(command), folder, "2/onnx beside 1/onnx")
             assert done.returncode == 0, (command, done.stderr)
             outputs[command] = done.stdout
         gate = [text for command, text in outputs.items() if "sidecar validate" in command]
@@ -119,11 +121,13 @@ def test_every_other_command(place):
     assert code == 0
 
 
-def until_the_monitor_is_ready(command: str, folder: Path) -> subprocess.CompletedProcess:
+def until_the_monitor_is_ready(
+    command: str, folder: Path, says: str = ""
+) -> subprocess.CompletedProcess:
     deadline_s = monotonic() + 90
     while True:
         done = run(command, folder)
-        if done.returncode == 0 or monotonic() > deadline_s:
+        if (done.returncode == 0 and says in done.stdout) or monotonic() > deadline_s:
             return done
 
 
