@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sidecar.clock import Clock
 from sidecar.errors import ConflictError, NotFoundError, UnavailableError
-from sidecar.monitor.rollback.decisions import OPEN, Decision, PairId
+from sidecar.monitor.rollback.decisions import Decision, PairId
 from sidecar.monitor.rollback.states import Standing
 from sidecar.monitor.rollback.store import (
     ALL,
@@ -275,11 +274,3 @@ class Book:
                     since_ns = wall_ns if since_ns < 0 else min(wall_ns, since_ns)
                 left = max(left, cooldown_s - since_ns / 1e9)
         return min(left, cooldown_s)
-
-
-def open_states(decisions: Sequence[Decision]) -> dict[str, int]:
-    """How many decisions are at which step of their action, for the metrics."""
-    counted = dict.fromkeys(map(str, OPEN), 0)
-    for one in decisions:
-        counted[one.action_state] = counted.get(one.action_state, 0) + 1
-    return counted
