@@ -165,6 +165,10 @@ class GatewayConfig(Settings):
     health: Address | None = Field(
         None, description="A plaintext gRPC health listener (kubelet speaks no TLS)."
     )
+    hooks: Address | None = Field(
+        None, description="A plain HTTP listener for a pod's preStop hooks: `GET /drained` answers "
+        "when the drain is over. It changes nothing.",
+    )  # fmt: skip
     admin: AdminConfig = AdminConfig()
     admission: AdmissionConfig = AdmissionConfig()
     pool: PoolConfig = PoolConfig()

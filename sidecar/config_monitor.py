@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from sidecar.config_runtime import Address, AnyPath, Settings
+from sidecar.config_secret import Secret
 
 FieldUse = Literal["keep", "hash", "drop"]
 
@@ -76,6 +77,28 @@ class CasesConfig(Settings):
     )
 
 
+class StoreConfig(Settings):
+    """One PostgreSQL database for all replicas: what they count is judged together, and one of them
+    decides. Without it the store is a SQLite file in `state_dir`, of this monitor alone."""
+
+    url: Secret = Field(
+        description="postgresql://USER:PASSWORD@HOST:5432/DATABASE?sslmode=require; usually "
+        "`${NAME}`: environment.",
+    )
+    sync_s: float = Field(
+        1, ge=0.1, le=60, description="How often counts are exchanged with the other replicas."
+    )
+    lease_s: float = Field(
+        10, ge=1, le=300, description="Who decides says so this often anew, or another one does."
+    )
+    timeout_s: float = Field(5, gt=0, le=60, description="Of connecting, and of one statement.")
+    route_wait_s: float = Field(
+        30, ge=0, le=3600, description="A gateway that has no route table yet (a fresh pod) is not "
+        "ready until it has the fleet's, or for so long; then it routes as configured, and says "
+        "so.",
+    )  # fmt: skip
+
+
 class MonitorConfig(Settings):
     """The process that compares, judges and tells; it may fail without any request failing."""
 
@@ -98,6 +121,14 @@ class MonitorConfig(Settings):
         None, description="An HTTP listener: late labels, and the verdict that Argo Rollouts and "
         "Flagger ask for; off: null.",
     )  # fmt: skip
+    health: Address | None = Field(
+        None, description="A plaintext gRPC health listener of the monitor; off: null."
+    )
+    pages: AnyPath | None = Field(
+        None, description="Where a gateway in a container of its own keeps its counts, for the "
+        "monitor to read: a folder on a volume that both mount; default: `pages` beside `socket`.",
+    )  # fmt: skip
+    store: StoreConfig | None = None
     flush_s: float = Field(
         2, gt=0, le=3600, description="How often evidence is written to the store."
     )

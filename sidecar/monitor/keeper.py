@@ -48,7 +48,13 @@ class Keeper:
 
     @property
     def store(self) -> Store | None:
-        """The store, while it is open."""
+        """The store of this monitor alone (events, cases, drift, labels), while it is open."""
+        return self._store
+
+    @property
+    def shared(self) -> Store | None:
+        """Where evidence, decisions, alerts and routes are, while it is open: with
+        ``monitor.store`` one database of all replicas, else the same as ``store``."""
         return self._store
 
     def open(self) -> bool:

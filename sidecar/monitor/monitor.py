@@ -107,7 +107,7 @@ class Monitor:
             self._state_dir, self._evidence, self._events, clock, self._drift.watch, self._labels
         )
         self.alerts = AlertSide(
-            config.alerts, lambda: self._keeper.store, clock,
+            config.alerts, lambda: self._keeper.shared, clock,
             lambda alert: self.rollback.still_stands(alert),  # noqa: PLW0108 - which comes later
         )  # fmt: skip
         self._ingest = Ingest(queue_bytes=settings.channel.queue_bytes, clock=clock)
@@ -137,7 +137,7 @@ class Monitor:
         )  # fmt: skip
         self.rollback = RollbackSide(
             config, self._plans, self._evidence, self.measures, self.alerts.outbox,
-            lambda: self._keeper.store, self._events, clock, copies=self._mirror.copies,
+            lambda: self._keeper.shared, self._events, clock, copies=self._mirror.copies,
             budget=FlipBudgets(self._state_dir).budget, routes=self._routing.routes,
         )  # fmt: skip
         self._listeners = self._listening()

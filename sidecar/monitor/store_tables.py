@@ -60,6 +60,10 @@ def _counted(name: str, value: str) -> sa.Table:
         sa.Column("incarnation", sa.Text, primary_key=True),
         sa.Column(value, Json, nullable=False),
         sa.Column("updated_ns", sa.BigInteger, nullable=False),
+        # PostgreSQL: the transaction that wrote the row last, so that whoever reads again reads
+        # what is new. SQLite: 0.
+        sa.Column("written", sa.BigInteger, nullable=False, default=0, server_default="0"),
+        sa.Index(f"{name}_by_written", "written"),
     )
 
 
@@ -173,16 +177,61 @@ LABELS = sa.Table(
 )
 sa.Index("labels_waiting_by_age", LABELS.c.model, LABELS.c.wall_ns)
 
+#: Who decides: one row, ``name`` = ``rollback``. ``fence`` grows with each new owner.
+LEADER = sa.Table(
+    "leader",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("fence", sa.BigInteger, nullable=False),
+    sa.Column("expires_ns", sa.BigInteger, nullable=False),
+    sa.Column("plain", Json, nullable=False),
+)
+#: Every monitor that lives, with what it tells of itself (traffic served, route applied, address).
+REPLICAS = sa.Table(
+    "replicas",
+    METADATA,
+    sa.Column("incarnation", sa.Text, primary_key=True),
+    sa.Column("seen_ns", sa.BigInteger, nullable=False),
+    sa.Column("plain", Json, nullable=False),
+)
+#: The route of each model, for every replica to follow.
+ROUTES = sa.Table(
+    "routes",
+    METADATA,
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("plain", Json, nullable=False),
+)
+#: What was left of each replica's blocks of pairs, and how much of it has been joined to blocks.
+POOLS = sa.Table(
+    "pools",
+    METADATA,
+    *(sa.Column(part, sa.Text, primary_key=True) for part in KEY[:-1]),
+    sa.Column("fence", sa.BigInteger, nullable=False),
+    sa.Column("plain", Json, nullable=False),
+)
+#: Labels that came to a replica which has no answer for them: another one may.
+LABELS_OFFERED = sa.Table(
+    "labels_offered",
+    METADATA,
+    *(sa.Column(part, sa.Text, primary_key=True) for part in ("model", "request_id")),
+    sa.Column("wall_ns", sa.BigInteger, nullable=False),
+    sa.Column("written", sa.BigInteger, nullable=False, default=0, server_default="0"),
+    sa.Column("plain", Json, nullable=False),
+)
+sa.Index("labels_offered_by_written", LABELS_OFFERED.c.written)
+
 
 def evidence_values(row: EvidenceRow) -> dict[str, Any]:
     """A row of counts as one of its table."""
-    life = {"incarnation": row.incarnation, "updated_ns": row.updated_ns}
+    life = {"incarnation": row.incarnation, "updated_ns": row.updated_ns, "written": 0}
     return {**asdict(row.key), **life, "cells": row.cells}
 
 
 def sketch_values(row: SketchRow) -> dict[str, Any]:
     """A sketch as a row of its table."""
-    life = {"incarnation": row.incarnation, "updated_ns": row.updated_ns}
+    life = {"incarnation": row.incarnation, "updated_ns": row.updated_ns, "written": 0}
     return {**asdict(row.key), **life, "plain": row.plain}
 
 
