@@ -144,6 +144,8 @@ class Desk:
         calibration = Calibration(
             {s: b for s, b in self._counted.series(beside).items() if s[2] == key.policy},
             self._from.evidence.cells(key),
+            self._from.evidence.cells(replace(key, metric=harms.NOISE)),
+            pooled=self._from.evidence.rests is not None,
         )
         return checks.look(
             watched.config, watched.pair, self._counted.series(sides), calibration,
