@@ -20,6 +20,10 @@ from typing import Any
 from sidecar.monitor.pool_rests import SLICE_NS, Lump, Whole, join
 from sidecar.monitor.rows import EvidenceKey
 
+#: Exchanges that are waited for, until a replica has told of a time.
+HOLD = 2
+#: A replica that has nothing to hand over says so as often, and then no more.
+QUIET_ROUNDS = 3
 #: Of a replica that is silent for so long it is forgotten how far its rows were taken (it gives up
 #: a row that it could not write for an hour).
 _FORGOTTEN_NS = 24 * 3600 * 10**9

@@ -241,7 +241,16 @@ ROUTES = sa.Table(
     sa.Column("revision", sa.BigInteger, nullable=False),
     sa.Column("plain", Json, nullable=False),
 )
-#: What was left of each replica's blocks of pairs, and how much of it has been joined to blocks.
+#: Pairs that a replica has handed over to be joined to blocks, until the leader takes them.
+RESTS = sa.Table(
+    "rests",
+    METADATA,
+    sa.Column("incarnation", sa.Text, primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("upto", sa.BigInteger, nullable=False),
+    sa.Column("plain", Json, nullable=False),
+)
+#: What is left of them of each series; without a model, how far a replica's rows were taken.
 POOLS = sa.Table(
     "pools",
     METADATA,

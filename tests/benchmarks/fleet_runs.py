@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sidecar.monitor.pool import Pool, Row
-from sidecar.monitor.pool_rests import POOLED, Rests
+from sidecar.monitor.pool import HOLD, QUIET_ROUNDS, Pool, Row
+from sidecar.monitor.pool_rests import POOLED, SLICE_NS, Rests
 from sidecar.monitor.rows import EvidenceKey
 from sidecar.monitor.version_blocks import PairIndex
 from validators.sequential.paired import BLOCK, budget_evidence, log_e_margin, logmeanexp
@@ -89,7 +89,7 @@ def fleet(pairs: Pairs, phases_s: np.ndarray, *, pooled: bool = True, length: in
         ]
     known_s = _next(told_s, phases_s[0]) * SYNC_S + phases_s[0]
     if pooled:
-        return Known(known_s, stretches, list(_pooled(pairs, told_s, stretches, phases_s[0])))
+        return Known(known_s, stretches, list(_pooled(pairs, told_s, stretches, phases_s)))
     blocks = []
     for replica in range(len(phases_s)):
         mine = pairs.of(replica)
@@ -134,33 +134,34 @@ def _own_blocks(
 
 
 def _pooled(
-    pairs: Pairs, told_s: np.ndarray, stretches: np.ndarray, leader_s: float
+    pairs: Pairs, told_s: np.ndarray, stretches: np.ndarray, phases_s: np.ndarray
 ) -> Iterator[tuple[float, int, int, np.ndarray]]:
     """Hand over and join, exchange by exchange."""
-    differences, pool, seq = pairs.differences, Pool(), 0
+    differences, pool, sides = pairs.differences, Pool(), [Rests() for _ in phases_s]
+    seen_ns = (pairs.times_s * 1e9).astype(np.int64).tolist()
     order = np.argsort(told_s, kind="stable")
-    rows: list[tuple[float, Row]] = []
-    for at_s in np.unique(told_s):
-        here = order[np.searchsorted(told_s[order], at_s) :]
-        here = np.sort(here[: np.searchsorted(told_s[order], at_s, "right")
-                            - np.searchsorted(told_s[order], at_s)])  # fmt: skip
-        rests, life = Rests(), str(pairs.replica[here[0]])
-        whole = rests.add(
-            KEY, list(differences[here]), stretches[here].tolist(),
-            (pairs.times_s[here] * 1e9).astype(np.int64).tolist(),
-        )  # fmt: skip
-        for block, count, total in whole:  # a whole block within a slice: its own
-            yield float(at_s), block, count, np.asarray(total)
-        seq += 1
-        rows.append((float(at_s), Row(life, seq, int(at_s * 10), rests.take())))
-    end_s, at = float(told_s.max()) + 4 * SYNC_S, 0
-    for tick in range(int((end_s - leader_s) / SYNC_S) + 1):
-        now_s = leader_s + tick * SYNC_S
-        while at < len(rows) and rows[at][0] <= now_s:
-            pool.take(rows[at][1], int(now_s * 1e9))
+    order = order[np.lexsort((order, told_s[order]))]
+    at, rounds = 0, int((told_s.max() - phases_s.min()) / SYNC_S) + 5
+    quiet = [QUIET_ROUNDS] * len(phases_s)
+    told = sorted((k * SYNC_S + phase, r) for k in range(rounds) for r, phase in enumerate(phases_s))
+    for seq, (now_s, replica) in enumerate(told, start=1):
+        here = []
+        while at < len(order) and told_s[order[at]] <= now_s + 1e-9:
+            here.append(order[at])
             at += 1
-        for _, (block, count, total) in pool.join(int(now_s * 1e9), int(2 * SYNC_S * 1e9)):
-            yield now_s, block, count, np.asarray(total)
+        if here:
+            whole = sides[replica].add(
+                KEY, list(differences[here]), stretches[here].tolist(), [seen_ns[i] for i in here]
+            )  # fmt: skip
+            for block, count, total in whole:  # a whole block within a slice: its own
+                yield now_s, block, count, np.asarray(total)
+        quiet[replica] = 0 if here else quiet[replica] + 1
+        if quiet[replica] < QUIET_ROUNDS:
+            row = Row(str(replica), seq, int(now_s * 1e9) // SLICE_NS, sides[replica].take())
+            pool.take(row, int(now_s * 1e9))
+        if replica == 0:
+            for _, (block, count, total) in pool.join(int(now_s * 1e9), int(HOLD * SYNC_S * 1e9)):
+                yield now_s, block, count, np.asarray(total)
 
 
 # --- looking --------------------------------------------------------------------------------------

@@ -65,6 +65,13 @@ def upgrade() -> None:
         sa.Column("revision", sa.BigInteger, nullable=False),
         sa.Column("plain", sa.Text, nullable=False),
     )
+    op.create_table(
+        "rests",
+        sa.Column("incarnation", sa.Text, primary_key=True),
+        sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("upto", sa.BigInteger, nullable=False),
+        sa.Column("plain", sa.Text, nullable=False),
+    )
     parts = ("model", "candidate", "baseline", "output", "metric", "policy")
     op.create_table(
         "pools",
