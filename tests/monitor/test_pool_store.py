@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from sidecar.clock import SystemClock
 from sidecar.config_monitor import StoreConfig
 from sidecar.errors import ConflictError
-from sidecar.monitor import harms, pool_store
+from sidecar.monitor import harms, pool_rests, pool_store
 from sidecar.monitor import store_tables as tables
 from sidecar.monitor.evidence_shared import SharedEvidence
 from sidecar.monitor.pool import pairs_in
 from sidecar.monitor.pool_rests import POOLED, SLICE_NS
 from sidecar.monitor.pool_side import PoolSide
-from sidecar.monitor.pool_store import POOL, ROWS_MAX, PoolTables
+from sidecar.monitor.pool_store import POOL, PoolTables
 from sidecar.monitor.rows import EvidenceKey, StoreError
 from sidecar.monitor.store import Store
 from sidecar.monitor.version_blocks import BlockBets
@@ -191,19 +191,26 @@ def test_a_row_whose_answer_was_lost_counts_once(database_url):
         assert members[1].store.part(PoolTables).handed_over() == []
 
 
-def test_without_a_leader_a_replica_makes_blocks_of_its_own(database_url):
+def test_without_a_leader_a_replica_makes_blocks_of_its_own(database_url, monkeypatch):
+    monkeypatch.setattr(pool_store, "ROWS_MAX", 5)
+    monkeypatch.setattr(pool_rests, "LUMPS_MAX", 30)
     with fleet(database_url, 1) as [alone]:
-        for _ in range(ROWS_MAX + 700):
+        for _ in range(105):
             alone.add([0.0])
             alone.hand_over()
             pass_s([alone], 1)
-        rows = alone.store.part(PoolTables).handed_over()
-        assert len(rows) == ROWS_MAX
+        assert len(alone.store.part(PoolTables).handed_over()) == 5
         own = sum(alone.evidence.own_cells(BY_20).values()) * POOLED
-        assert own > 0
         unsent = alone.unsent()
         assert unsent is not None
-        assert ROWS_MAX + alone.waiting() + unsent[2] + own == ROWS_MAX + 700
+        assert (own, alone.waiting(), unsent[2]) == (60, 39, 1)
+        alone.leads.fence = 1
+        alone.sync()
+        alone.sync()
+        pass_s([alone], 3)
+        alone.sync()
+        pool = alone.store.part(PoolTables).pool()
+        assert counted(alone.evidence) + pairs_in(pool.series.values()) == 105
 
 
 def test_stretches_of_the_pool_are_joined_as_everybody_joins_theirs(database_url):
@@ -274,7 +281,7 @@ OPS = st.lists(
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(ops=OPS)
 def test_every_pair_is_counted_once_whoever_dies_or_leads(postgres_server, ops):
