@@ -338,6 +338,13 @@ def upsert_statement(
     return made
 
 
+def insert_once(dialect: sa.Dialect, table: sa.Table) -> sa.sql.Executable:
+    """Return a statement that inserts rows, but those whose primary key is there already."""
+    module = {"sqlite": sqlite, "postgresql": postgresql}[dialect.name]
+    made: sa.sql.Executable = module.insert(table).on_conflict_do_nothing()
+    return made
+
+
 def never_lower(dialect: sa.Dialect) -> dict[str, Any]:
     """The ``changes`` of a certificate: the best stays the best, the first date the date.
 
