@@ -56,7 +56,6 @@ class Term:
         owner: a name of its own for each process.
         fence: grows with every term.
         since_ns: wall clock, when it began.
-        line: of which row of fences it is one: another store counts anew.
     """
 
     owner: str
@@ -64,7 +63,6 @@ class Term:
     host: str
     pid: int
     since_ns: int
-    line: str
 
 
 class LeaderTables:
@@ -120,13 +118,11 @@ class LeaderTables:
     ) -> tuple[Term, bool]:  # fmt: skip
         # Decisions of an earlier release count as terms, too: a fence never falls.
         known = connection.scalar(sa.select(sa.func.max(tables.DECISIONS.c.fence))) or 0
-        old = {} if row is None else row["plain"] or {}
         values = {
             "name": NAME, "owner": owner, "expires_ns": expires_ns,
             "fence": max(0 if row is None else row["fence"], known, least) + 1,
             "plain": {
-                "host": socket.gethostname(), "pid": os.getpid(),
-                "since_ns": self._clock.now_ns(), "line": old.get("line") or uuid.uuid4().hex[:12],
+                "host": socket.gethostname(), "pid": os.getpid(), "since_ns": self._clock.now_ns()
             },
         }  # fmt: skip
         if row is None:
@@ -151,7 +147,7 @@ def _term(row: Any) -> Term:
     plain = row["plain"] if isinstance(row["plain"], dict) else {}
     return Term(
         row["owner"], row["fence"], str(plain.get("host", "?")), int(plain.get("pid", 0)),
-        int(plain.get("since_ns", 0)), str(plain.get("line", "")),
+        int(plain.get("since_ns", 0)),
     )  # fmt: skip
 
 
@@ -309,12 +305,6 @@ class Leadership:
             if not self._is_mine or self._term is None or self._left_ns() <= 0:
                 return 0
             return self._term.fence
-
-    @property
-    def line(self) -> str:
-        """Of which row of fences ``fence`` is one."""
-        with self._mutex:
-            return "" if self._term is None else self._term.line
 
     def _left_ns(self) -> int:
         """Of the lease. By both clocks, since each may stand still while a machine sleeps."""

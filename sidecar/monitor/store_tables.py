@@ -130,6 +130,9 @@ ROLLBACK_PAIRS = sa.Table(
     *(sa.Column(part, sa.Text, primary_key=True) for part in ("model", "new", "previous")),
     sa.Column("identity", sa.Text, primary_key=True),
     sa.Column("plain", Json, nullable=False),
+    # The write that made it so (``rollback/revisions.py``): what changes by compare-and-swap is compared
+    # by it, and whoever reads again reads what is newer.
+    sa.Column("revision", sa.BigInteger, nullable=False, default=0, server_default="0"),
 )
 ROLLBACK_FREEZES = sa.Table(
     "rollback_freezes",
@@ -147,6 +150,7 @@ DECISIONS = sa.Table(
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("fence", sa.BigInteger, nullable=False),
     sa.Column("plain", Json, nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False, default=0, server_default="0"),
 )
 sa.Index("decisions_by_age", DECISIONS.c.model, DECISIONS.c.wall_ns)
 OUTBOX = sa.Table(
@@ -177,7 +181,8 @@ LABELS = sa.Table(
 )
 sa.Index("labels_waiting_by_age", LABELS.c.model, LABELS.c.wall_ns)
 
-#: Who decides: one row, ``name`` = ``rollback``. ``fence`` grows with each new owner.
+#: Who decides: the row ``rollback``, whose ``fence`` grows with each new owner. In the row
+#: ``revision`` it counts the writes of what rollback keeps.
 LEADER = sa.Table(
     "leader",
     METADATA,

@@ -17,6 +17,9 @@ def upgrade() -> None:
         written = sa.Column("written", sa.BigInteger, nullable=False, server_default="0")
         op.add_column(table, written)
         op.create_index(f"{table}_by_written", table, ["written"])
+    for table in ("decisions", "rollback_pairs"):
+        revision = sa.Column("revision", sa.BigInteger, nullable=False, server_default="0")
+        op.add_column(table, revision)
     op.create_table(
         "leader",
         sa.Column("name", sa.Text, primary_key=True),
