@@ -31,6 +31,8 @@ from sidecar.monitor import store_tables as tables
 from sidecar.monitor.rows import StoreError
 
 if TYPE_CHECKING:
+    from sidecar.config_monitor import StoreConfig
+    from sidecar.monitor.fleet_side import FleetSide
     from sidecar.monitor.store import Store
 
 logger = logging.getLogger("sidecar.monitor.fleet")
@@ -155,12 +157,11 @@ def _now_ns(connection: sa.Connection, clock: Clock) -> int:
     """Of the database's clock where it has one of its own: those of several machines differ."""
     if connection.dialect.name != "postgresql":
         return clock.now_ns()
-    text = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000000)::bigint"
-    return int(connection.exec_driver_sql(text).scalar_one())
+    return int(connection.execute(sa.select(tables.now_ns(connection.dialect))).scalar_one())
 
 
 class Leadership:
-    """One monitor's part in it. ``start`` once, ``close`` once; everything else from any thread.
+    """One monitor's part in it. ``start`` once, ``stop`` once; everything else from any thread.
 
     Args:
         store: the shared one, while it is open.
@@ -192,6 +193,7 @@ class Leadership:
         self._asking = threading.Lock()
         self._term: Term | None = None
         self._is_mine = False
+        self._mine_until: Term | None = None
         self._renewed_ns = (0, 0)  # monotonic, wall: before the renewal was sent
         self._heard_ns: int | None = None
         self._held: object = None  # where nobody else has the store: the one that is led in
@@ -257,7 +259,8 @@ class Leadership:
             table = store.part(lambda w, r: LeaderTables(w, r, self._clock))
             # Where the folder's lock decides, the row only counts.
             lease_ns = 0 if self._lease_ns is None else self._lease_ns
-            least = 0 if self._term is None else self._term.fence if not self.is_shared else 0
+            # A database that was restored from a backup has forgotten terms.
+            least = 0 if self._term is None else self._term.fence
             term, is_mine = table.hold(self.owner, lease_ns, take=not self.is_shared, least=least)
             with self._mutex:
                 if self._term is None or term.fence != self._term.fence:
@@ -265,7 +268,8 @@ class Leadership:
                     who = "this monitor" if is_mine else f"{term.host} (process {term.pid})"
                     if self.is_shared:
                         logger.info("%s decides from now on (fence %d)", who, term.fence)
-                self._term, self._is_mine, self._renewed_ns = term, is_mine, sent_ns
+                self._term, self._renewed_ns = term, sent_ns
+                self._is_mine = is_mine and not self._stopping.is_set()
                 self._heard_ns = sent_ns[0]
                 self._held = store
             self.message = ""
@@ -276,20 +280,25 @@ class Leadership:
             self._told = leads
             self._changed()
 
-    def close(self) -> None:
-        """Cease to lead, and let another one begin at once. Bounded by the store's time limits."""
+    def stop(self) -> None:
+        """Cease to lead, without asking the store; ``release`` then lets another one begin."""
         self._stopping.set()
+        with self._mutex:
+            self._mine_until = self._term if self._is_mine else None
+            self._is_mine = False
         if self._thread.is_alive():
             self._thread.join(_JOIN_S)
-        with self._mutex:
-            term, was_mine, self._is_mine = self._term, self._is_mine, False
-        store = self._store()
-        if not self.is_shared or not was_mine or term is None or store is None:
-            return
-        try:
-            store.part(lambda w, r: LeaderTables(w, r, self._clock)).release(self.owner, term.fence)
-        except StoreError as error:
-            logger.info("the lease runs out by itself: %s", error)
+
+    def release(self, store: Store) -> None:
+        """After ``stop``, and whatever else the next one should find: let it begin at once.
+
+        Raises:
+            StoreError: it does not answer; then the lease runs out by itself.
+        """
+        term = self._mine_until
+        if self.is_shared and term is not None:
+            table = store.part(lambda w, r: LeaderTables(w, r, self._clock))
+            table.release(self.owner, term.fence)
 
     # --- for whoever decides ----------------------------------------------------------------------
 
@@ -355,3 +364,15 @@ class Leadership:
 
 
 _NOT = "another monitor decides by now"
+
+
+def leadership_of(
+    settings: StoreConfig | None, store: Callable[[], Store | None], fleet: FleetSide | None,
+    clock: Clock, changed: Callable[[], None],
+) -> Leadership:  # fmt: skip
+    """One monitor's, alone or of a fleet; with a fleet another one begins when it has ended."""
+    lease_s = None if settings is None else settings.lease_s
+    made = Leadership(store, clock, lease_s=lease_s, changed=changed)
+    if fleet is not None:
+        fleet.at_end("leader", made.release)
+    return made

@@ -412,15 +412,23 @@ def remove(
 
 
 def upsert_statement(
-    dialect: sa.Dialect, table: sa.Table, changes: Mapping[str, Any] | None = None
-) -> sa.sql.Executable:
-    """Return the statement of ``upsert`` in a dialect: ``sqlite`` or ``postgresql``."""
+    dialect: sa.Dialect, table: sa.Table, changes: Mapping[str, Any] | None = None,
+    *, newer: str | None = None,
+) -> sa.sql.Executable:  # fmt: skip
+    """Return the statement of ``upsert`` in a dialect: ``sqlite`` or ``postgresql``.
+
+    Args:
+        newer: a column: what is there stays, unless it has less in it.
+    """
     module = {"sqlite": sqlite, "postgresql": postgresql}[dialect.name]
     statement = module.insert(table)
     keys = [column.name for column in table.primary_key.columns]
     values = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in keys}
     values |= changes or {}
-    made: sa.sql.Executable = statement.on_conflict_do_update(index_elements=keys, set_=values)
+    where = None if newer is None else table.c[newer] < statement.excluded[newer]
+    made: sa.sql.Executable = statement.on_conflict_do_update(
+        index_elements=keys, set_=values, where=where
+    )
     return made
 
 

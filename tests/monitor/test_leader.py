@@ -116,8 +116,11 @@ def test_the_row_is_looked_at_in_the_transaction(two: Two):
 
 def test_who_stops_lets_the_next_begin_at_once(two: Two):
     two.first.tick()
-    two.first.close()
+    two.first.stop()
     assert not two.first.is_leader
+    assert not two.second.tick(), "what it counted is not written yet"
+    assert two.store is not None
+    two.first.release(two.store)
     assert two.second.tick()
     assert two.second.fence == 2
 
@@ -162,5 +165,6 @@ def test_alone_it_leads_as_soon_as_there_is_a_store_and_each_start_is_a_term(tmp
         alone.attend(store)
         assert alone.fence == life, "nobody else has it: nothing runs out"
         assert guarded(store, alone)
-        alone.close()
+        alone.stop()
+        alone.release(store)
         store.close()

@@ -133,7 +133,12 @@ class Book:
         """Who leads makes every decision its own that is to be gone on with: with a later fence,
         what an earlier leader does of it is stale."""
         with self.lock:
-            self._fence = self._leadership.fence
+            fence = self._leadership.fence
+            if fence != self._fence:
+                self._fence = 0
+                if fence == 0 or self._tables is None or not self._reread():
+                    return  # nothing is decided, or told, before all is known that was
+                self._fence = fence
             if not self.leads:
                 return
             for one in self._open():
@@ -223,11 +228,13 @@ class Book:
             self._take(kept)
             return True
 
-    def _reread(self) -> None:
+    def _reread(self) -> bool:
         try:
             self._read()
         except StoreError as error:
             self._failed(error)
+            return False
+        return True
 
     def move(
         self, before: Decision, after: Decision, change: Change | None = None, *,

@@ -243,18 +243,13 @@ class Desk:
             settings = self._from.models[name.model].rollback
             if not settings.served.enabled or name.new not in traffic:
                 continue
-            served = self._served.get(name.new)
             earlier = [
                 d
                 for d in self._book.decisions(name.model)
                 if d.kind == Kind.SERVED and d.pair.new == name.new
                 and d.marks.get("since_ns") == self._from.since_ns
             ]  # fmt: skip
-            if served is None:
-                served = self._served[name.new] = Served(settings.served.limit)
-                closed = [d for d in earlier if d.resolved_ns is not None and "ended" in d.marks]
-                if closed:
-                    served.begin(closed[0].marks)
+            served = self._served_of(name.new, settings.served.limit, traffic[name.new], earlier)
             served.add(*traffic[name.new])
             stands = any(d.resolved_ns is None for d in earlier)
             if stands or not self._book.leads or not served.is_over(settings.alpha_alert):
@@ -267,6 +262,29 @@ class Desk:
             )
             which = f"{self._from.since_ns}:{len(earlier)}"
             self._tell(Kind.SERVED, name, which, text, metric="served", served=served)
+
+    def _served_of(
+        self, variant: str, limit: float, now: tuple[int, int], earlier: list[Decision]
+    ) -> Served:
+        """The evidence of errors while serving, begun anew where somebody has closed a decision.
+
+        Of a fleet nobody's sum is another's: each counts from when it first looked, or from when it
+        heard that a decision was closed.
+        """
+        closed = [d for d in earlier if d.resolved_ns is not None and "ended" in d.marks]
+        served = self._served.get(variant)
+        latest = max((d.resolved_ns or 0 for d in closed), default=0)
+        if served is None:
+            served = self._served[variant] = Served(limit)
+            if self._book.is_shared:
+                served.begin({"ended": now[0], "failed": now[1]})
+                served.closed_ns = latest
+            elif closed:
+                served.begin(closed[0].marks)
+        elif self._book.is_shared and latest > served.closed_ns:
+            served.begin({"ended": now[0], "failed": now[1]})
+            served.closed_ns = latest
+        return served
 
     def _tell(
         self,

@@ -273,8 +273,9 @@ class RollbackTables:
         known = [row["revision"] for row in rows] + [one.revision for one in decisions]
         with self._writing() as connection:
             revisions.take(connection, least=max(known, default=0))
-            tables.upsert(connection, tables.DECISIONS, [_row(one) for one in decisions])
-            tables.upsert(connection, tables.ROLLBACK_PAIRS, rows)
+            # What is there may be newer: others put what they know, too.
+            _put_newer(connection, tables.DECISIONS, [_row(one) for one in decisions])
+            _put_newer(connection, tables.ROLLBACK_PAIRS, rows)
             frozen = [{"model": model, "plain": asdict(one)} for model, one in freezes.items()]
             tables.upsert(connection, tables.ROLLBACK_FREEZES, frozen)
 
@@ -287,6 +288,12 @@ class RollbackTables:
             if freeze is not None:
                 rows = [{"model": model, "plain": asdict(freeze)} for model in models]
                 connection.execute(sa.insert(table), rows)
+
+
+def _put_newer(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        statement = tables.upsert_statement(connection.dialect, table, newer="revision")
+        connection.execute(statement, rows)
 
 
 def _pair_row(pair: PairId, standing: Standing, revision: int) -> dict[str, Any]:
