@@ -24,6 +24,7 @@ from sidecar.monitor.budget import TICK_S, AdaptiveRate, Budget, own_cpu_s
 from sidecar.monitor.casebook import open_cases
 from sidecar.monitor.channel import ExchangeListener
 from sidecar.monitor.copies import copies_to_load, loaded_copies
+from sidecar.monitor.coverage import coverage
 from sidecar.monitor.drift_side import DriftSide
 from sidecar.monitor.events import EventLog
 from sidecar.monitor.exchange import Exchange
@@ -34,7 +35,8 @@ from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.judge import Judge
 from sidecar.monitor.keeper import Keeper
 from sidecar.monitor.labels import LateLabels
-from sidecar.monitor.ledger import Ledger, by_reason
+from sidecar.monitor.leader import leadership_of
+from sidecar.monitor.ledger import Ledger
 from sidecar.monitor.listeners import Listeners
 from sidecar.monitor.measured_evidence import MeasuredEvidence
 from sidecar.monitor.measures import Measures
@@ -113,9 +115,14 @@ class Monitor:
             settings.store,
         )
         self.fleet = fleet_side(settings.store, self._keeper, clock)
+        self.leadership = leadership_of(
+            settings.store, lambda: self._keeper.shared, self.fleet, clock,
+            lambda: self.rollback.led_anew(),  # noqa: PLW0108 - likewise
+        )  # fmt: skip
         self.alerts = AlertSide(
             config.alerts, lambda: self._keeper.shared, clock,
             lambda alert: self.rollback.still_stands(alert),  # noqa: PLW0108 - which comes later
+            None if settings.store is None else lambda: self.rollback.leads,
         )  # fmt: skip
         self._ingest = Ingest(queue_bytes=settings.channel.queue_bytes, clock=clock)
         self._rate = AdaptiveRate(settings.mirror.sample_rate)
@@ -128,13 +135,7 @@ class Monitor:
         self._budget = Budget(self._cpu_s, settings.mirror.cpu_share, clock)
         self._plans: dict[str, ModelPlan] = {}
         self._casebook = open_cases(self._state_dir / "cases", settings.cases, clock)
-        watch = MirrorSpans(self.telling.span, roles_of(config), clock)
-        self._worker = Worker(
-            self._ingest, self._mirror, self._evidence, self._plans, self._casebook, self._budget,
-            noise_rate=settings.mirror.noise_rate, flush_s=settings.flush_s, clock=clock,
-            on_crash=self._on_crash, watch=watch if self.telling.tells_spans else None,
-            drift=self._drift.watch, labels=self._labels,
-        )  # fmt: skip
+        self._worker = self._make_worker()
         self._judge = Judge(self._evidence, self._plans, self._events)
         self._board = StatusBoard(self._evidence, self._judge)
         self._ledger = Ledger(self._evidence)
@@ -146,11 +147,22 @@ class Monitor:
             config, self._plans, self._evidence, self.measures, self.alerts.outbox,
             lambda: self._keeper.shared, self._events, clock, copies=self._mirror.copies,
             budget=FlipBudgets(self._state_dir).budget, routes=self._routing.routes,
+            leadership=self.leadership, fleet=self.fleet,
         )  # fmt: skip
         self._listeners = self._listening()
         self._looking = threading.Lock()
         self._listener: ExchangeListener | None = None
         self._thread = threading.Thread(target=self._worker.run, name="worker", daemon=True)
+
+    def _make_worker(self) -> Worker:
+        settings, clock = self._config.monitor, self._clock
+        watch = MirrorSpans(self.telling.span, roles_of(self._config), clock)
+        return Worker(
+            self._ingest, self._mirror, self._evidence, self._plans, self._casebook, self._budget,
+            noise_rate=settings.mirror.noise_rate, flush_s=settings.flush_s, clock=clock,
+            on_crash=self._on_crash, watch=watch if self.telling.tells_spans else None,
+            drift=self._drift.watch, labels=self._labels,
+        )  # fmt: skip
 
     def _listening(self) -> Listeners:
         methods = {
@@ -201,6 +213,7 @@ class Monitor:
         self._judge.look(quiet=True)
         if self.fleet is not None:
             self.fleet.start()
+        self.leadership.start()
         self.rollback.start()
         self._listener = ExchangeListener(
             self._socket,
@@ -287,6 +300,7 @@ class Monitor:
         self._counts()
         self._drift.close()
         self.alerts.close()
+        self.leadership.stop()
         if self.fleet is not None:
             self.fleet.close()
         self._keeper.close()  # before what waits for others
@@ -362,23 +376,8 @@ class Monitor:
         return self._ledger.note(taps, own)
 
     def _coverage(self) -> Coverage:
-        counts = self._counts()
-        dropped, not_mirrored = by_reason(counts)
-        settings = self._config.monitor
-        return Coverage(
-            # The taps tell their counts once a second: what has arrived may be ahead of them.
-            sampled=max(counts.get("tap_sampled", 0), counts.get("received", 0)),
-            received=counts.get("received", 0),
-            compared=counts.get("compared", 0),
-            set_aside=counts.get("set_aside", 0),
-            dropped=dict(sorted(dropped.items())),
-            not_mirrored=dict(sorted(not_mirrored.items())),
-            rate=self._rate.rate,
-            cpu_share_used=self._budget.used,
-            queue_bytes=self._ingest.queue_bytes,
-            rate_wanted=self._rate.wanted,
-            cpu_share=settings.mirror.cpu_share,
-            queue_bytes_max=settings.channel.queue_bytes,
+        return coverage(
+            self._counts(), self._config.monitor, self._rate, self._budget, self._ingest
         )
 
     def evidence(self, model: str | None) -> list[EvidenceRow]:

@@ -7,14 +7,12 @@ databases keep it to the letter, while PostgreSQL's own JSON type refuses infini
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import sqlite3
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -22,14 +20,8 @@ from typing_extensions import override
 
 from sidecar.monitor.rows import EvidenceKey, EvidenceRow, Remark, SketchRow
 
-if TYPE_CHECKING:
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
-
 #: How long a statement waits for another process that holds the database, milliseconds.
 BUSY_TIMEOUT_MS = 2000
-#: Alembic's revisions speak through globals: one migration at a time in a process.
-_MIGRATING = threading.Lock()
 #: An execution option: the transaction takes the write lock when it begins, so that it cannot fail
 #: half-way because somebody else wrote meanwhile.
 WRITES = "sidecar_writes"
@@ -168,6 +160,9 @@ ROLLBACK_PAIRS = sa.Table(
     *(sa.Column(part, sa.Text, primary_key=True) for part in ("model", "new", "previous")),
     sa.Column("identity", sa.Text, primary_key=True),
     sa.Column("plain", Json, nullable=False),
+    # The write that made it so (``rollback/revisions.py``): what changes by compare-and-swap is compared
+    # by it, and whoever reads again reads what is newer.
+    sa.Column("revision", sa.BigInteger, nullable=False, default=0, server_default="0"),
 )
 ROLLBACK_FREEZES = sa.Table(
     "rollback_freezes",
@@ -185,6 +180,7 @@ DECISIONS = sa.Table(
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("fence", sa.BigInteger, nullable=False),
     sa.Column("plain", Json, nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False, default=0, server_default="0"),
 )
 sa.Index("decisions_by_age", DECISIONS.c.model, DECISIONS.c.wall_ns)
 OUTBOX = sa.Table(
@@ -215,7 +211,8 @@ LABELS = sa.Table(
 )
 sa.Index("labels_waiting_by_age", LABELS.c.model, LABELS.c.wall_ns)
 
-#: Who decides: one row, ``name`` = ``rollback``. ``fence`` grows with each new owner.
+#: Who decides: the row ``rollback``, whose ``fence`` grows with each new owner. In the row
+#: ``revision`` it counts the writes of what rollback keeps.
 LEADER = sa.Table(
     "leader",
     METADATA,
@@ -337,48 +334,6 @@ def make_engine(path: Path) -> sa.Engine:
     return engine
 
 
-class NewerSchemaError(Exception):
-    """The database has a revision that this release does not know; the text names it."""
-
-
-def is_current(connection: sa.Connection) -> bool:
-    """Whether the tables are those of this release already."""
-    config, scripts, current = _revisions(connection)
-    del config
-    return current == scripts.get_current_head()
-
-
-def migrate(connection: sa.Connection) -> None:
-    """Bring the tables to this release's revision, within the connection's transaction.
-
-    Raises:
-        NewerSchemaError: a later release wrote it.
-    """
-    from alembic import command
-
-    config, scripts, current = _revisions(connection)
-    if current == scripts.get_current_head():
-        return
-    if current is not None and current not in {item.revision for item in scripts.walk_revisions()}:
-        message = f"revision {current}, while this release knows up to {scripts.get_current_head()}"
-        raise NewerSchemaError(message)
-    with _MIGRATING:
-        command.upgrade(config, "head")
-
-
-def _revisions(connection: sa.Connection) -> tuple[Config, ScriptDirectory, str | None]:
-    from alembic.config import Config
-    from alembic.runtime.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-
-    config = Config()
-    folder = importlib.resources.files("sidecar.monitor.migrations")
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    current = MigrationContext.configure(connection).get_current_revision()
-    return config, ScriptDirectory.from_config(config), current
-
-
 def now_ns(dialect: sa.Dialect) -> sa.ColumnElement[int]:
     """The database's own clock at this moment, nanoseconds since the Unix epoch."""
     if dialect.name == "postgresql":
@@ -416,15 +371,30 @@ def remove(
 
 
 def upsert_statement(
-    dialect: sa.Dialect, table: sa.Table, changes: Mapping[str, Any] | None = None
-) -> sa.sql.Executable:
-    """Return the statement of ``upsert`` in a dialect: ``sqlite`` or ``postgresql``."""
+    dialect: sa.Dialect, table: sa.Table, changes: Mapping[str, Any] | None = None,
+    *, newer: str | None = None,
+) -> sa.sql.Executable:  # fmt: skip
+    """Return the statement of ``upsert`` in a dialect: ``sqlite`` or ``postgresql``.
+
+    Args:
+        newer: a column: what is there stays, unless it has less in it.
+    """
     module = {"sqlite": sqlite, "postgresql": postgresql}[dialect.name]
     statement = module.insert(table)
     keys = [column.name for column in table.primary_key.columns]
     values = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in keys}
     values |= changes or {}
-    made: sa.sql.Executable = statement.on_conflict_do_update(index_elements=keys, set_=values)
+    where = None if newer is None else table.c[newer] < statement.excluded[newer]
+    made: sa.sql.Executable = statement.on_conflict_do_update(
+        index_elements=keys, set_=values, where=where
+    )
+    return made
+
+
+def insert_once(dialect: sa.Dialect, table: sa.Table) -> sa.sql.Executable:
+    """Return a statement that inserts rows, but those whose primary key is there already."""
+    module = {"sqlite": sqlite, "postgresql": postgresql}[dialect.name]
+    made: sa.sql.Executable = module.insert(table).on_conflict_do_nothing()
     return made
 
 
