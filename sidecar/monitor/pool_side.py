@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +16,7 @@ from sidecar.monitor.pool_rests import SLICE_NS, Rests, to_plain
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from sidecar.monitor.fleet_side import FleetSide
     from sidecar.monitor.store import Store
 
 logger = logging.getLogger("sidecar.monitor.fleet")
@@ -47,6 +47,15 @@ class _Row:
     made_ns: int
 
 
+def attach(fleet: FleetSide, evidence: Evidence, leads: Leads, clock: Clock) -> PoolSide:
+    """Have a fleet's thread hand over, and join; before it starts."""
+    side = PoolSide(evidence, leads, clock, sync_s=fleet.sync_s)
+    fleet.every_sync("rests", side.hand_over)
+    fleet.every_sync("pool", side.join)
+    fleet.at_end("rests", side.hand_over)
+    return side
+
+
 class PoolSide:
     """``hand_over`` and ``join`` are steps of the fleet's thread, in this order.
 
@@ -65,10 +74,6 @@ class PoolSide:
         self._seq, self._upto = 0, 0
         self._row: _Row | None = None
         self._quiet = QUIET_ROUNDS
-
-    def steps(self) -> dict[str, Callable[[Store], None]]:
-        """By name."""
-        return {"rests": self.hand_over, "pool": self.join}
 
     def hand_over(self, store: Store) -> None:
         """Hand over what waits.

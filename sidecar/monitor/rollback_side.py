@@ -25,6 +25,7 @@ from sidecar.monitor.measured_rollback import Decided, MeasuredRollback
 from sidecar.monitor.measures import CALLERS_OWN, Measures
 from sidecar.monitor.mirror_protocol import CopyInfo
 from sidecar.monitor.plan import ModelPlan
+from sidecar.monitor.pool_side import attach
 from sidecar.monitor.rollback.actor import Actor
 from sidecar.monitor.rollback.book import Book
 from sidecar.monitor.rollback.decisions import Decision, Kind
@@ -122,6 +123,7 @@ class RollbackSide:
         self._measured = MeasuredRollback(self.views, self._counted, clock.now_ns())
         self._schedule: Schedule | None = None
         if fleet is not None:
+            attach(fleet, evidence, self._leadership, clock)
             fleet.every_sync("rollback", self._follow)
 
     # --- life -------------------------------------------------------------------------------------

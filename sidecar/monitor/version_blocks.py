@@ -18,6 +18,7 @@ from sidecar.monitor.rows import EvidenceKey
 from sidecar.runtimes.base import Array
 from validators.sequential.paired import CELLS
 
+
 class BlockBets:
     """Joins pairs to blocks, for one thread.
 

@@ -1,7 +1,7 @@
 """Simulated replicas: who sees which pair when, what they hand over, and what the leader knows.
 
-The joining is the code that ships (``Rests``, ``Pool``, ``PairIndex``), run once for many runs: what
-pairs add up to are arrays over runs, since where a block ends does not depend on them.
+The joining is the code that ships (``Rests``, ``Pool``, ``PairIndex``), done once for many runs:
+what pairs add up to are arrays over runs, since where a block ends does not depend on them.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def alone(pairs: Pairs, length: int = POOLED) -> Known:
     return Known(pairs.times_s, stretches, blocks)
 
 
-def fleet(pairs: Pairs, phases_s: np.ndarray, *, pooled: bool = True, length: int = POOLED) -> Known:
+def fleet(
+    pairs: Pairs, phases_s: np.ndarray, *, pooled: bool = True, length: int = POOLED
+) -> Known:
     """Replicas that exchange counts each second, at times of their own; the first one leads.
 
     ``pooled``: blocks are joined over replicas; else each replica has blocks of its own.
@@ -143,7 +145,9 @@ def _pooled(
     order = order[np.lexsort((order, told_s[order]))]
     at, rounds = 0, int((told_s.max() - phases_s.min()) / SYNC_S) + 5
     quiet = [QUIET_ROUNDS] * len(phases_s)
-    told = sorted((k * SYNC_S + phase, r) for k in range(rounds) for r, phase in enumerate(phases_s))
+    told = sorted(
+        (k * SYNC_S + phase, r) for k in range(rounds) for r, phase in enumerate(phases_s)
+    )
     for seq, (now_s, replica) in enumerate(told, start=1):
         here = []
         while at < len(order) and told_s[order[at]] <= now_s + 1e-9:
@@ -168,7 +172,11 @@ def _pooled(
 
 
 def log_es(
-    pairs: Pairs, known: Known, looks_s: np.ndarray, *, budget: float | None = None,
+    pairs: Pairs,
+    known: Known,
+    looks_s: np.ndarray,
+    *,
+    budget: float | None = None,
     until: float = math.inf,
 ) -> np.ndarray:
     """What the checks say at each look, log E [runs, looks]: the lesser of both tests.

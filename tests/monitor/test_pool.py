@@ -1,4 +1,4 @@
-"""Blocks of pairs over replicas: every pair is in one place, whatever happens in whichever order."""
+"""Blocks of pairs over replicas: every pair is in one place, in whichever order things happen."""
 
 from __future__ import annotations
 
@@ -264,9 +264,7 @@ def test_a_fleet_of_one_joins_the_same_blocks():
 # --- numbers --------------------------------------------------------------------------------------
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 40), st.integers(-500, 3000), st.booleans()), max_size=40)
-)
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(-500, 3000), st.booleans()), max_size=40))
 def test_numbers_go_by_what_all_have_counted_and_never_back(steps):
     evidence = Evidence("now", making.Clock())
     index, others, highest = PairIndex(evidence), 0, -1
@@ -288,8 +286,11 @@ def test_numbers_go_by_what_all_have_counted_and_never_back(steps):
 
 def test_counts_of_other_pairs_do_not_move_numbers():
     evidence = Evidence("now", making.Clock())
-    for other in (FLIP, replace(ERROR, policy="q"), replace(ERROR, candidate="m:3/new"),
-                  by_20(ERROR), replace(ERROR, model="n"), replace(ERROR, baseline="m:0/old")):  # fmt: skip
+    others = (
+        FLIP, by_20(ERROR), replace(ERROR, policy="q"), replace(ERROR, candidate="m:3/new"),
+        replace(ERROR, model="n"), replace(ERROR, baseline="m:0/old"),
+    )  # fmt: skip
+    for other in others:
         evidence.add(other, {"n00": 5000})
     assert PairIndex(evidence).take(ERROR, 1).tolist() == [0]
     evidence.add(replace(ERROR, block=2), {"n00": 7, "n10": 1})
