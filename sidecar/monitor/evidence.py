@@ -26,6 +26,7 @@ from sidecar.monitor.rows import (
 from validators.sketches import LogHistogram
 
 if TYPE_CHECKING:
+    from sidecar.monitor.pool_rests import Rests
     from sidecar.monitor.store import Store
 
 logger = logging.getLogger("sidecar.monitor.evidence")
@@ -42,11 +43,14 @@ class Evidence:
 
     Attributes:
         refreshes: how often what others have counted was read (``evidence_shared.py``).
+        rests: where pairs wait to be joined to blocks with those of other replicas; ``None``: there
+            are no others.
     """
 
     def __init__(self, incarnation: str, clock: Clock) -> None:
         self.incarnation = incarnation
         self.refreshes = 0
+        self.rests: Rests | None = None
         self._clock = clock
         self._lock = threading.Lock()
         self._own: dict[EvidenceKey, Cells] = {}
@@ -144,6 +148,23 @@ class Evidence:
         """Cells of a key, of this life only."""
         with self._lock:
             return dict(self._own.get(key, {}))
+
+    def total(self, key: EvidenceKey) -> float:
+        """The sum of all cells of a key over its blocks and all lives; ``key``: with block 0."""
+        of = (key.metric, key.candidate, key.baseline, key.policy, key.output, key.model)
+        with self._lock:
+            return sum(
+                sum(cells.values())
+                for source in (self._older, self._own)
+                for each, cells in source.items()
+                if each.metric == of[0]
+                and (each.metric, each.candidate, each.baseline, each.policy, each.output,
+                     each.model) == of
+            )  # fmt: skip
+
+    def now_ns(self) -> int:
+        """Wall clock."""
+        return self._clock.now_ns()
 
     def latest_cells(self, key: EvidenceKey) -> Cells:
         """Cells of a key as the latest of the earlier lives left them."""

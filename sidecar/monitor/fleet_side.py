@@ -62,6 +62,11 @@ class FleetSide:
         within_s = max(_ALIVE_S, _ALIVE_SYNCS * self._settings.sync_s)
         return tuple(one.incarnation for one in self.replicas.alive(within_s))
 
+    @property
+    def sync_s(self) -> float:
+        """Between two rounds."""
+        return self._settings.sync_s
+
     def every_sync(self, name: str, step: Step) -> None:
         """Have something done in each round, after evidence was written and read; before ``start``.
 

@@ -35,6 +35,7 @@ from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.judge import Judge
 from sidecar.monitor.keeper import Keeper
 from sidecar.monitor.labels import LateLabels
+from sidecar.monitor.leader import leadership_of
 from sidecar.monitor.ledger import Ledger
 from sidecar.monitor.listeners import Listeners
 from sidecar.monitor.measured_evidence import MeasuredEvidence
@@ -114,9 +115,14 @@ class Monitor:
             settings.store,
         )
         self.fleet = fleet_side(settings.store, self._keeper, clock)
+        self.leadership = leadership_of(
+            settings.store, lambda: self._keeper.shared, self.fleet, clock,
+            lambda: self.rollback.led_anew(),  # noqa: PLW0108 - likewise
+        )  # fmt: skip
         self.alerts = AlertSide(
             config.alerts, lambda: self._keeper.shared, clock,
             lambda alert: self.rollback.still_stands(alert),  # noqa: PLW0108 - which comes later
+            None if settings.store is None else lambda: self.rollback.leads,
         )  # fmt: skip
         self._ingest = Ingest(queue_bytes=settings.channel.queue_bytes, clock=clock)
         self._rate = AdaptiveRate(settings.mirror.sample_rate)
@@ -141,6 +147,7 @@ class Monitor:
             config, self._plans, self._evidence, self.measures, self.alerts.outbox,
             lambda: self._keeper.shared, self._events, clock, copies=self._mirror.copies,
             budget=FlipBudgets(self._state_dir).budget, routes=self._routing.routes,
+            leadership=self.leadership, fleet=self.fleet,
         )  # fmt: skip
         self._listeners = self._listening()
         self._looking = threading.Lock()
@@ -206,6 +213,7 @@ class Monitor:
         self._judge.look(quiet=True)
         if self.fleet is not None:
             self.fleet.start()
+        self.leadership.start()
         self.rollback.start()
         self._listener = ExchangeListener(
             self._socket,
@@ -292,6 +300,7 @@ class Monitor:
         self._counts()
         self._drift.close()
         self.alerts.close()
+        self.leadership.stop()
         if self.fleet is not None:
             self.fleet.close()
         self._keeper.close()  # before what waits for others

@@ -13,19 +13,18 @@ import numpy as np
 
 from sidecar.monitor import harms
 from sidecar.monitor.evidence import Evidence
+from sidecar.monitor.pool_rests import POOLED, bet
 from sidecar.monitor.rows import EvidenceKey
 from sidecar.runtimes.base import Array
 from validators.sequential.paired import CELLS
-
-#: Sums nearer to 0 than this are 0: shares of rows add up to it with rounding only.
-_NOTHING = 1e-9
 
 
 class BlockBets:
     """Joins pairs to blocks, for one thread.
 
     The blocks in progress are kept in memory, two numbers a key and length, and are lost at a
-    restart: at most 499 pairs of the longest one, whichever side they would have been for.
+    restart: at most 499 pairs of the longest one, whichever side they would have been for. Those
+    of the shortest are handed over, where other replicas have some too (``Evidence.rests``).
     """
 
     def __init__(self, evidence: Evidence) -> None:
@@ -34,51 +33,44 @@ class BlockBets:
 
     def add(
         self, key: EvidenceKey, differences: Sequence[float], blocks: Sequence[int],
-        lengths: Sequence[int] = harms.BLOCK_LENGTHS,
+        lengths: Sequence[int] = harms.BLOCK_LENGTHS, *, seen_ns: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         """Take the next pairs of a key.
 
         Args:
-            key: of the metric that is counted pair by pair, with block 0.
+            key: of the metric that is counted pair by pair, with block 0. Of ``flip`` a block
+                counts X = min(1, the sum) to n10 and 1 − X to n00, of others whose side it is on.
             differences: harm of the new version minus that of the previous one, [n].
             blocks: [n], the stretch of the pair's life that each is counted under; a bet belongs to
                 that of its last pair.
             lengths: pairs of a block, each counted apart.
+            seen_ns: [n], wall clock, when the requests were seen; default: just now, all together.
         """
         # Plain numbers: of the one or the few pairs that a batch has of a rarely used model, numpy
         # would cost ten times as much.
+        rests = self._evidence.rests
         for length in lengths:
+            if rests is not None and length == POOLED:
+                times = [self._evidence.now_ns()] * len(blocks) if seen_ns is None else seen_ns
+                series = _by_blocks(key, length)
+                for block, pairs, total in rests.add(series, differences, blocks, times):
+                    self._bet(key, length, block, pairs, total)
+                continue
             count, total = self._open.get((key, length), (0, 0.0))
             for value, block in zip(differences, blocks, strict=True):
                 count, total = count + 1, total + value
                 if count == length:
-                    cell = "n00" if abs(total) < _NOTHING else ("n10" if total > 0 else "n01")
-                    self._bet(key, length, block, {cell: 1.0})
+                    self._bet(key, length, block, count, total)
                     count, total = 0, 0.0
             self._open[key, length] = count, total
 
-    def add_capped(
-        self, key: EvidenceKey, harmed: Sequence[float], blocks: Sequence[int], length: int
-    ) -> None:
-        """The same for what has a budget instead of another side.
-
-        A block counts X = min(1, the sum of its pairs' ``harmed``) to n10 and 1 − X to n00.
-        """
-        count, total = self._open.get((key, -length), (0, 0.0))
-        for value, block in zip(harmed, blocks, strict=True):
-            count, total = count + 1, total + value
-            if count == length:
-                capped = min(1.0, total)
-                self._bet(key, length, block, {"n10": capped, "n00": 1.0 - capped})
-                count, total = 0, 0.0
-        self._open[key, -length] = count, total
-
-    def _bet(self, key: EvidenceKey, length: int, block: int, cells: dict[str, float]) -> None:
-        by_blocks = replace(key, metric=harms.by(key.metric, length), block=block)
-        self._evidence.add(by_blocks, {**_NO_CELLS, **cells})
+    def _bet(self, key: EvidenceKey, length: int, block: int, pairs: int, total: float) -> None:
+        by_blocks = _by_blocks(key, length, block)
+        self._evidence.add(by_blocks, bet(key.metric, length, pairs, total))
 
 
-_NO_CELLS = dict.fromkeys(CELLS, 0.0)
+def _by_blocks(key: EvidenceKey, length: int, block: int = 0) -> EvidenceKey:
+    return replace(key, metric=harms.by(key.metric, length), block=block)
 
 
 def add_cells(
@@ -119,25 +111,27 @@ def at_block(key: EvidenceKey, block: int) -> EvidenceKey:
 
 
 class PairIndex:
-    """Numbers the pairs of a key, over all lives."""
+    """Numbers the pairs of a key, over all lives and replicas."""
 
     def __init__(self, evidence: Evidence) -> None:
         self._evidence = evidence
-        self._next: dict[EvidenceKey, int] = {}
+        self._next: dict[EvidenceKey, tuple[int, int]] = {}
 
     def take(self, key: EvidenceKey, count: int) -> Array:
         """The numbers of the next so many pairs, int64 [count]; a pair's block is its number //
         ``paired.BLOCK``.
 
+        Earlier lives' pairs come first, and those of other replicas as far as they were read: the
+        same number may be given out by several replicas, and none goes back. That does no harm: a
+        start is for all pairs from some number on, and a pair has its number before anybody knows
+        what became of it.
+
         ``key``: whose cells count all pairs, whatever its ``block``.
         """
         key = replace(key, block=0)
-        if key not in self._next:  # earlier lives' pairs come first
-            self._next[key] = sum(
-                round(sum(self._evidence.cells(each).values()))
-                for each in self._evidence.all_keys()
-                if at_block(each, 0) == key
-            )
-        start = self._next[key]
-        self._next[key] = start + count
+        refreshes = self._evidence.refreshes
+        start, seen = self._next.get(key, (0, -1))
+        if seen != refreshes:
+            start = max(start, round(self._evidence.total(key)))
+        self._next[key] = start + count, refreshes
         return np.arange(start, start + count, dtype=np.int64)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -30,6 +31,8 @@ from validators.sketches import LogHistogram
 NEW_MS, PREVIOUS_MS = "new_ms", "previous_ms"
 #: Log-ratios of the calibration that the next one is centred by, and how many there must be.
 _CENTRE_OF, _CENTRE_FROM = 200, 20
+#: So many further values are told together, or such a share of those before.
+_TELL_EVERY, _TELL_MORE = 10, 0.05
 
 
 class Latency:
@@ -43,21 +46,20 @@ class Latency:
         self._index = PairIndex(evidence)
 
     def count(
-        self, pair: Pair, items: list[Item], numbers: Array, *, margin: float, calibration: int
+        self, pair: Pair, items: list[Item], blocks: Array, positions: Array, *, margin: float
     ) -> None:
         """Count what items say about one pair.
 
         Args:
             items: that both versions were run on, warm.
-            numbers: of the pairs among all of this pair, int64 [items].
+            blocks: the stretches that they are counted under, int64 [items].
+            positions: which of this life's pairs they are, int64 [items], rising.
             margin: tolerated slowdown, relative.
-            calibration: so many pairs make one.
         """
-        timed = [(item, number) for item, number in zip(items, numbers.tolist(), strict=True)
-                 if not _failed(item, pair)]  # fmt: skip
-        if not timed:
+        kept = [at for at, item in enumerate(items) if not _failed(item, pair)]
+        if not kept:
             return
-        chosen = [item for item, _ in timed]
+        chosen = [items[at] for at in kept]
         rows = [(pair.candidate, pair.baseline, item.rows) for item in chosen]
         # Of one batch all pairs are judged by the thresholds from before it.
         bounds = np.array([self._history.thresholds(key) for key in rows])
@@ -65,10 +67,10 @@ class Latency:
             np.array([_milliseconds(item.answers[side]) for item in chosen], np.float64)
             for side in (pair.candidate, pair.baseline)
         )
-        blocks = np.array([number for _, number in timed], np.int64) // BLOCK
         key = EvidenceKey(pair.model, pair.candidate, pair.baseline, "", "", pair.identity)
-        self._bet(key, latency.harms(new_ms, previous_ms, margin, bounds), blocks)
-        self._calibrate(pair, timed, bounds, margin, calibration)
+        harmed = latency.harms(new_ms, previous_ms, margin, bounds)
+        self._bet(key, harmed, blocks[kept], seen_ns(chosen))
+        self._calibrate(pair, chosen, positions[kept], bounds, margin)
         for side, times_ms in ((NEW_MS, new_ms), (PREVIOUS_MS, previous_ms)):
             sketch = LogHistogram()
             sketch.add(times_ms[np.isfinite(times_ms)])
@@ -76,56 +78,48 @@ class Latency:
         for place, time in zip(rows, previous_ms.tolist(), strict=True):
             self._history.add(place, time)
 
-    def _bet(self, key: EvidenceKey, harmed: tuple[Array, Array], blocks: Array) -> None:
+    def _bet(
+        self, key: EvidenceKey, harmed: tuple[Array, Array], blocks: Array, times: Sequence[int]
+    ) -> None:
         new, previous = (side.astype(np.float64) for side in harmed)
         sides = key.model, key.candidate, key.baseline
         keys = [EvidenceKey(*sides, "", metric, key.policy) for metric in latency.METRICS]
         add_cells(self._evidence, keys, new, previous, blocks)
         of_pairs = blocks.tolist()
         for place, differences in zip(keys, (new - previous).T.tolist(), strict=True):
-            self._bets.add(place, differences, of_pairs)
+            self._bets.add(place, differences, of_pairs, seen_ns=times)
 
     def _calibrate(
-        self, pair: Pair, timed: list[tuple[Item, int]], bounds: Array, margin: float, wanted: int
+        self, pair: Pair, items: list[Item], positions: Array, bounds: Array, margin: float
     ) -> None:
         """Count the previous version beside itself, where it ran twice."""
         found = [
-            (at, item, number)
-            for at, (item, number) in enumerate(timed)
+            at
+            for at, item in enumerate(items)
             if item.twice is not None and item.twice.pair is pair and _ran_twice(item)
         ]
         if not found:
             return
-        first, second = [], []
-        for _, item, _ in found:
+        first, second, swapped = [], [], []
+        for at in found:
+            item = items[at]
             assert item.twice is not None
             assert item.twice.answer is not None
             first.append(_milliseconds(item.twice.answer))
             second.append(_milliseconds(item.answers[pair.baseline]))
+            swapped.append(item.twice.is_swapped)
         times = np.array([first, second], np.float64)
-        swapped = np.array(
-            [item.twice is not None and item.twice.is_swapped for _, item, _ in found]
-        )
         new = np.where(swapped, times[1], times[0])
         previous = np.where(swapped, times[0], times[1])
         key = EvidenceKey(pair.model, pair.baseline, pair.baseline, "", "", pair.identity)
         counted = self._index.take(replace(key, metric=latency.METRICS[0]), len(found))
-        thresholds = bounds[[at for at, _, _ in found]]
-        self._bet(key, latency.harms(new, previous, margin, thresholds), counted // BLOCK)
+        harmed = latency.harms(new, previous, margin, bounds[found])
+        self._bet(key, harmed, counted // BLOCK, seen_ns([items[at] for at in found]))
+        self._evidence.add(replace(key, metric=harms.CALIBRATION), {"pairs": float(len(found))})
         calibration = self._calibrations.setdefault((pair.candidate, pair.baseline), _Calibration())
-        calibration.add(times, np.array([number for _, _, number in found], np.int64))
-        self._tell(replace(key, metric=harms.CALIBRATION), calibration, len(found), wanted)
-
-    def _tell(self, key: EvidenceKey, calibration: _Calibration, count: int, wanted: int) -> None:
-        """Set the length that is asked for; what earlier lives found stands until this one knows.
-
-        Cells of lives are added up, so this life's is what is missing to the length wanted.
-        """
-        cells = {"pairs": float(count)}
-        if calibration.noise.values >= wanted:
-            length = calibration.noise.block(harms.BLOCK_LENGTHS)
-            cells["block"] = length - self._evidence.cells(key).get("block", 0.0)
-        self._evidence.add(key, cells)
+        calibration.add(times, positions[found])
+        if told := calibration.news():
+            self._evidence.add(replace(key, metric=harms.NOISE), told)
 
 
 @dataclass(slots=True)
@@ -133,6 +127,7 @@ class _Calibration:
     """The noise of one pair's previous version, in this life."""
 
     noise: Autocorrelation = field(default_factory=Autocorrelation)
+    told: dict[str, float] = field(default_factory=dict)
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=_CENTRE_OF))
 
     def add(self, times: Array, numbers: Array) -> None:
@@ -149,11 +144,27 @@ class _Calibration:
                 self.noise.add([value - float(np.median(self.recent))], [number])
             self.recent.append(value)
 
+    def news(self) -> dict[str, float]:
+        """What was added to the sums since they were last told, once there are some more: they are
+        hundreds of numbers."""
+        told = self.told.get("c0", 0.0)
+        if self.noise.values < told + max(_TELL_EVERY, _TELL_MORE * told):
+            return {}
+        sums = self.noise.to_cells()
+        news = {name: value - self.told.get(name, 0.0) for name, value in sums.items()}
+        self.told = sums
+        return {name: value for name, value in news.items() if value}
+
 
 def _failed(item: Item, pair: Pair) -> bool:
     """An error may be quick; it is counted as what it is."""
     sides = item.answers[pair.candidate], item.answers[pair.baseline]
     return bool(ERRORS & {answer.failure for answer in sides})
+
+
+def seen_ns(items: Sequence[Item]) -> list[int]:
+    """When the requests were answered, wall clock, [items]."""
+    return [item.exchange.wall_ns for item in items]
 
 
 def _ran_twice(item: Item) -> bool:

@@ -55,7 +55,7 @@ class OutputClasses:
 
     def count(
         self, key: EvidenceKey, answers: Sequence[tuple[Array, Array]], kind: str, blocks: Array,
-        *, batched: bool,
+        *, batched: bool, seen_ns: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         """Count requests' answers for one output.
 
@@ -65,24 +65,28 @@ class OutputClasses:
             kind: what the output is compared as; boxes and masks are counted by their mean.
             blocks: int64 [requests].
             batched: the first axis counts rows.
+            seen_ns: [requests], wall clock; default: just now.
         """
         known = self._known.get(key) or self._learn(key)
         counted: list[tuple[dict[str, float], dict[str, float]]] = []
         kept: list[int] = []
-        for (new, previous), block in zip(answers, blocks.tolist(), strict=True):
+        numbers = blocks.tolist()
+        for at, (new, previous) in enumerate(answers):
             sides = [answers_of(array, kind, batched=batched) for array in (new, previous)]
             if names := self._names(key, known, *sides):
                 counted.append((_shares(known, names[0]), _shares(known, names[1])))
-                kept.append(block)
+                kept.append(at)
         if not counted:
             return
-        of_blocks = np.array(kept, np.int64)
+        of_pairs = [numbers[at] for at in kept]
+        of_blocks = np.array(of_pairs, np.int64)
+        times = None if seen_ns is None else [seen_ns[at] for at in kept]
         classes = sorted(known.classes) + ([OTHER] if known.has_other else [])
         harmed = np.array([[[side.get(c, 0.0) for c in classes] for side in p] for p in counted])
         keys = [self._key(key, name) for name in classes]
         add_cells(self._evidence, keys, harmed[:, 0], harmed[:, 1], of_blocks)
         for place, column in zip(keys, (harmed[:, 0] - harmed[:, 1]).T.tolist(), strict=True):
-            self._bets.add(place, column, kept, harms.BLOCK_LENGTHS[:1])
+            self._bets.add(place, column, of_pairs, harms.BLOCK_LENGTHS[:1], seen_ns=times)
 
     @staticmethod
     def _key(key: EvidenceKey, name: str) -> EvidenceKey:

@@ -19,7 +19,7 @@ from sidecar.monitor.plan import ModelPlan, Pair
 from sidecar.monitor.record import Recorder
 from sidecar.monitor.rows import EvidenceKey
 from sidecar.monitor.version_blocks import BlockBets, PairIndex, add_cells
-from sidecar.monitor.version_latency import NEW_MS, PREVIOUS_MS, Latency
+from sidecar.monitor.version_latency import NEW_MS, PREVIOUS_MS, Latency, seen_ns
 from sidecar.monitor.version_outputs import OutputClasses
 from sidecar.monitor.version_repeats import Repeats
 from sidecar.runtimes.base import Array
@@ -30,7 +30,7 @@ __all__ = ["NEW_MS", "PREVIOUS_MS", "WARM_UP_PAIRS", "VersionPairs", "both_ran"]
 #: A copy that was just loaded is slow, and not by its own fault.
 WARM_UP_PAIRS = 20
 #: Pairs of the blocks that everything but latency is bet on by.
-_SHORT = harms.BLOCK_LENGTHS[0]
+_SHORT = harms.BLOCK_LENGTHS[:1]
 
 
 class VersionPairs:
@@ -52,6 +52,7 @@ class VersionPairs:
         self._latency = Latency(evidence, self._bets)
         self._outputs = OutputClasses(evidence, self._bets)
         self._warm: dict[tuple[str, str], tuple[int, int]] = {}
+        self._counted: dict[tuple[str, str], int] = {}
 
     def has_counted(self, item: Item) -> bool:
         """Whether ``count`` takes this item for some pair."""
@@ -84,17 +85,18 @@ class VersionPairs:
         new = [item.answers[pair.candidate] for item in items]
         previous = [item.answers[pair.baseline] for item in items]
         error = self._key(pair, harms.ERROR, 0)
-        numbers = self._index.take(error, len(items))
-        blocks = numbers // BLOCK
+        blocks = self._index.take(error, len(items)) // BLOCK
         failed = np.array([[a.failure != "" for a in new], [a.failure != "" for a in previous]])
         harmed = failed.astype(np.float64)[..., None]
         add_cells(self._evidence, [error], harmed[0], harmed[1], blocks)
-        self._bets.add(error, (harmed[0] - harmed[1])[:, 0].tolist(), blocks.tolist())
+        self._bets.add(
+            error, (harmed[0] - harmed[1])[:, 0].tolist(), blocks.tolist(), seen_ns=seen_ns(items)
+        )
         warm = self._warm_from(pair, child, len(items))
         config = self._plans[pair.model].config
         self._latency.count(
-            pair, items[warm:], numbers[warm:], margin=config.validation.latency_margin,
-            calibration=config.rollback.calibration.pairs,
+            pair, items[warm:], blocks[warm:], self._positions(pair, len(items))[warm:],
+            margin=config.validation.latency_margin,
         )  # fmt: skip
         answered: Array = ~np.any(failed, axis=0)
         both = [item for item, ok in zip(items, answered.tolist(), strict=True) if ok]
@@ -114,6 +116,13 @@ class VersionPairs:
         self._warm[sides] = (child, seen + count)
         return min(max(WARM_UP_PAIRS - seen, 0), count)
 
+    def _positions(self, pair: Pair, count: int) -> Array:
+        """Which of this life's pairs the next ones are, int64 [count]."""
+        sides = (pair.candidate, pair.baseline)
+        start = self._counted.get(sides, 0)
+        self._counted[sides] = start + count
+        return np.arange(start, start + count, dtype=np.int64)
+
     def _count_answers(self, pair: Pair, items: list[Item], blocks: Array) -> None:
         """Which answers changed, and how often each is given."""
         if not items:
@@ -121,6 +130,7 @@ class VersionPairs:
         truths = [dict(item.answers[pair.baseline].outputs or {}) for item in items]
         candidates = [dict(item.answers[pair.candidate].outputs or {}) for item in items]
         result = self._recorder.compare(pair, truths, candidates, items)
+        seen = seen_ns(items)
         assert pair.policies is not None
         for name, output in result.outputs.items():
             policy = pair.policies.hashes.get(name, f"{pair.identity}-")
@@ -130,14 +140,17 @@ class VersionPairs:
             # Between two answers neither is the wrong one: what differs counts as the new's.
             column = flipped[:, None]
             add_cells(self._evidence, [flip], column, np.zeros_like(column), of_pairs)
-            self._bets.add_capped(flip, flipped.tolist(), of_pairs.tolist(), _SHORT)
+            times = [at for at, is_in in zip(seen, compared.tolist(), strict=True) if is_in]
+            self._bets.add(
+                flip, flipped.tolist(), of_pairs.tolist(), _SHORT, seen_ns=times
+            )  # fmt: skip
             sound = compared & ~output.structural
             answers = [
                 (candidates[at][name], truths[at][name]) for at in np.flatnonzero(sound).tolist()
             ]
             self._outputs.count(
                 self._key(pair, "", 0, name, policy), answers, output.kind, blocks[sound],
-                batched=pair.batched,
+                batched=pair.batched, seen_ns=[seen[at] for at in np.flatnonzero(sound).tolist()],
             )  # fmt: skip
 
 

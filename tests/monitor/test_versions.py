@@ -20,6 +20,7 @@ from sidecar.monitor.version_outputs import BINS, CLASSES_MAX, FIRST_ROWS, Outpu
 from sidecar.monitor.version_repeats import Repeats
 from sidecar.monitor.versions import WARM_UP_PAIRS, VersionPairs
 from tests.monitor import making
+from validators.sequential.autocorrelation import Autocorrelation
 
 NEW, OLD = "m:2/new", "m:1/old"
 CLASSES = {"outputs": {"y": {"kind": "class_scores"}}}
@@ -64,6 +65,14 @@ def cells(evidence, plan, metric, *, sides=(NEW, OLD)):
             for name, count in evidence.cells(key).items():
                 total[name] = total.get(name, 0) + count
     return total
+
+
+def noise_of(evidence, plan):
+    return Autocorrelation.from_cells(cells(evidence, plan, harms.NOISE, sides=(OLD, OLD)))
+
+
+def block_of(evidence, plan):
+    return noise_of(evidence, plan).block(harms.BLOCK_LENGTHS)
 
 
 def both(new=0, old=0):
@@ -292,7 +301,8 @@ def test_calibration_counts_the_previous_version_beside_itself(evidence):
     bench = Calibrated(evidence)
     bench.count(noise(400, 0.0))
     told = cells(evidence, bench.plan, harms.CALIBRATION, sides=(OLD, OLD))
-    assert told == {"pairs": 400, "block": 20}
+    assert told == {"pairs": 400}
+    assert block_of(evidence, bench.plan) == 20
     slow = cells(evidence, bench.plan, "slow", sides=(OLD, OLD))
     assert sum(slow.values()) == 400  # warm-up is left out
     # The first run is always the slow one: that each side is it as often shows in the counts.
@@ -305,21 +315,39 @@ def test_noise_that_stays_asks_for_longer_blocks(evidence):
     bench.count(noise(4000, 0.9, seed=2))
     told = cells(evidence, bench.plan, harms.CALIBRATION, sides=(OLD, OLD))
     assert told["pairs"] == 4000
-    assert told["block"] in {0, 100, 500}
+    assert block_of(evidence, bench.plan) in {0, 100, 500}
 
 
-def test_a_new_life_keeps_the_length_until_it_knows_itself(evidence):
+def test_what_lives_and_replicas_know_of_the_noise_adds_up(evidence):
     bench = Calibrated(evidence)
     bench.count(noise(300, 0.0))
     own = Evidence("next", making.Clock())
     own._older = {key: evidence.cells(key) for key in evidence.all_keys()}
     again = Calibrated(own)
     again.count(noise(50, 0.0))
-    told = cells(own, again.plan, harms.CALIBRATION, sides=(OLD, OLD))
-    assert told == {"pairs": 350, "block": 20}
+    assert cells(own, again.plan, harms.CALIBRATION, sides=(OLD, OLD)) == {"pairs": 350}
+    known = noise_of(own, again.plan).values
+    # The first 20 of each life only say where the middle is; and some are told together.
+    assert 290 <= known <= 310
+    assert block_of(own, again.plan) == 20
     again.count(noise(3000, 0.97, seed=5))
-    told = cells(own, again.plan, harms.CALIBRATION, sides=(OLD, OLD))
-    assert told["block"] in {0, 100, 500}
+    assert noise_of(own, again.plan).values > 3000
+    assert block_of(own, again.plan) in {0, 100, 500}
+
+
+def test_a_lag_is_one_of_this_monitors_own_pairs(evidence):
+    # What others count in between moves the numbers of pairs, and no neighbour away.
+    values = list(noise(900, 0.9, seed=7))
+    alone, among = Evidence("a", making.Clock()), evidence
+    Calibrated(alone).count(iter(values))
+    bench = Calibrated(among)
+    error = replace(next(k for k in alone.all_keys() if k.metric == "error"), block=0)
+    for at in range(0, len(values), 100):
+        bench.count(iter(values[at : at + 100]))
+        among._older[error] = {"n00": 3100.0 * (at + 1)}
+        among.refreshes += 1
+    assert max(key.block for key in among.all_keys()) > 1000
+    assert noise_of(among, bench.plan).tau() == noise_of(alone, bench.plan).tau() > 5
 
 
 def test_a_run_that_failed_calibrates_nothing(evidence):

@@ -35,6 +35,9 @@ from validators.statistics import Floats
 LAGS = 640
 #: A block of L pairs is long enough for τ ≤ L / BLOCKS_TAU.
 BLOCKS_TAU = 4
+#: Up to such τ noise counts as not hanging together: what is left of it moves a bet on single pairs
+#: by little.
+POOLED_TAU = 1.5
 #: Fewer values tell nothing.
 VALUES_MIN = 50
 #: How many τ the window has.
@@ -124,10 +127,42 @@ class Autocorrelation:
         error = 2 * math.sqrt(float(np.cumsum(errors)[window]) * float(tau[window]))
         return float(tau[window]) + 2 * error
 
-    def block(self, lengths: Sequence[int]) -> int:
-        """The shortest of ``lengths`` that is long enough; 0 when none is, or nothing is known."""
-        wanted = BLOCKS_TAU * self.tau()
-        return min((length for length in lengths if length >= wanted), default=0)
+    def block(self, lengths: Sequence[int], pooled: Sequence[int] = ()) -> int:
+        """The shortest of ``lengths`` that is long enough; 0 when none is, or nothing is known.
+
+        ``pooled``: those whose blocks are joined over several processes, while the values here have
+        lags within one. In such a block there may be one pair of each process, and in the next one
+        the next: it undoes nothing, and is long enough only where there is nothing to undo.
+        """
+        tau = self.tau()
+        wanted = BLOCKS_TAU * tau
+        fit = (
+            length
+            for length in lengths
+            if length >= wanted and (length not in pooled or tau <= POOLED_TAU)
+        )
+        return min(fit, default=0)
+
+    def to_cells(self) -> dict[str, float]:
+        """The sums by lag, as counts that add up: ``c0`` values, ``c1`` pairs of neighbours, ``p1``
+        their products, …; none that is 0."""
+        cells = {f"c{lag}": count for lag, count in enumerate(self.counts.tolist())}
+        cells |= {f"p{lag}": product for lag, product in enumerate(self.products.tolist())}
+        return {name: value for name, value in cells.items() if value}
+
+    @classmethod
+    def from_cells(cls, cells: Mapping[str, float]) -> Autocorrelation:
+        """From ``to_cells``, of one process or summed over several; ValueError for anything else.
+
+        It is to be looked at: positions begin anew.
+        """
+        found = cls()
+        for name, value in cells.items():
+            kind, lag = name[:1], name[1:]
+            if kind not in {"c", "p"} or not lag.isdecimal() or int(lag) > LAGS:
+                raise ValueError(f"no sum by lag: {name}")
+            (found.counts if kind == "c" else found.products)[int(lag)] = value
+        return found
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON has it."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from operator import add
 
 from sidecar.config import ModelConfig
@@ -19,6 +20,7 @@ from sidecar.monitor.plan import Pair
 from sidecar.monitor.rollback.counts import Blocks, Reset, Series
 from sidecar.monitor.view_rollback import CalibrationView, HarmView
 from validators.sequential import checks, latency
+from validators.sequential.autocorrelation import Autocorrelation
 from validators.sequential.checks import SIGN_CELLS, SIGN_LENGTH, Harm, Judged
 from validators.sequential.paired import CELLS
 
@@ -35,11 +37,15 @@ class Calibration:
     """The previous version beside itself: its counts, and what its own summary says.
 
     Attributes:
-        cells: ``{"pairs", "block"}``.
+        cells: ``{"pairs"}``; of earlier releases also ``{"block"}``.
+        noise: sums by lag (``Autocorrelation.to_cells``).
+        pooled: the shortest blocks are joined over replicas.
     """
 
     counts: Counts
     cells: Cells
+    noise: Cells = field(default_factory=dict)
+    pooled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +271,8 @@ def _terms(config: ModelConfig, harm: Harm, calibrated: CalibrationView) -> str:
 def _calibration(settings: RollbackConfig, given: Calibration) -> CalibrationView:
     """Whether times may be believed: enough pairs, no difference where there is none, and noise
     that a block is long enough for."""
-    pairs, block = int(given.cells.get("pairs", 0)), int(given.cells.get("block", 0))
-    wanted = settings.calibration.pairs
+    pairs, wanted = int(given.cells.get("pairs", 0)), settings.calibration.pairs
+    block, why = _block_wanted(given, wanted)
     policies = {series[2] for series in given.counts if series[0] in latency.METRICS}
     log_e = 0.0
     for policy in policies:  # of one pair there is one
@@ -279,11 +285,7 @@ def _calibration(settings: RollbackConfig, given: Calibration) -> CalibrationVie
             said += "; rollback.calibration.rate is 0, so no more will come"
         return replace(view, text=said)
     if not block:
-        longest = max(harms.BLOCK_LENGTHS)
-        return replace(
-            view,
-            text=f"times hang together for longer than blocks of {longest} pairs can undo",
-        )
+        return replace(view, text=why)
     if log_e >= -math.log(_CLEAN_ALPHA):
         return replace(
             view,
@@ -294,6 +296,23 @@ def _calibration(settings: RollbackConfig, given: Calibration) -> CalibrationVie
 
 
 _ANY = Pair("", "", "", "versions")
+
+
+def _block_wanted(given: Calibration, wanted: int) -> tuple[int, str]:
+    """The length of a block that the noise asks for, of all lives and replicas together; 0: none,
+    and why."""
+    noise = Autocorrelation()
+    with suppress(ValueError):
+        noise = Autocorrelation.from_cells(given.noise)
+    if noise.values >= wanted:
+        pooled = harms.BLOCK_LENGTHS[:1] if given.pooled else ()
+        block = noise.block(harms.BLOCK_LENGTHS, pooled)
+    elif "block" in given.cells:
+        block = int(given.cells["block"])
+    else:
+        return 0, f"how times hang together is known of {noise.values} of {wanted} pairs"
+    longest = max(harms.BLOCK_LENGTHS)
+    return block, f"times hang together for longer than blocks of {longest} pairs can undo"
 
 
 def _held(

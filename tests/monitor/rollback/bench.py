@@ -14,6 +14,7 @@ from sidecar.monitor import harms
 from sidecar.monitor import store_tables as tables
 from sidecar.monitor.actions.base import Outcome, Request, Result
 from sidecar.monitor.evidence import Evidence
+from sidecar.monitor.leader import Leadership
 from sidecar.monitor.outbox import Outbox
 from sidecar.monitor.outbox_store import OutboxTables
 from sidecar.monitor.rollback.actor import Actor
@@ -98,8 +99,10 @@ class Bench:
     """``m`` in version 2, beside version 1. Everything is real but time and the lever."""
 
     def __init__(
-        self, folder: Path, clock: Clock | None = None, lever: Lever | None = None, **settings: Any
-    ) -> None:
+        self, folder: Path, clock: Clock | None = None, lever: Lever | None = None, *,
+        beside: Bench | None = None, lease_s: float | None = None, **settings: Any,
+    ) -> None:  # fmt: skip
+        """With ``lease_s`` one of several on one store, which is that of ``beside``, if any."""
         self.clock = clock or Clock()
         act = {"kind": "webhook", "url": "http://127.0.0.1:1/"}
         rollback = {"min_pairs": 100, "action": act, **settings}
@@ -113,13 +116,20 @@ class Bench:
         self.plans = {"m": plan(self.config)}
         [self.pair] = [one for one in self.plans["m"].pairs if one.purpose == "versions"]
         self.evidence = Evidence("life", self.clock)
-        self.store: Store | None = Store.open(folder, self.clock)
-        self.evidence.load(self.store)
+        self.store: Store | None = (
+            Store.open(folder, self.clock) if beside is None else beside.store
+        )  # fmt: skip
+        if beside is None:
+            assert self.store is not None
+            self.evidence.load(self.store)
         self.outbox = Outbox(
             lambda: None if self.store is None else self.store.part(OutboxTables),
             [_Channel()], AlertsConfig(), self.clock,
         )  # fmt: skip
-        self.book = Book(self.outbox, self.clock)
+        self.leadership = Leadership(lambda: self.store, self.clock, lease_s=lease_s)
+        if lease_s is not None:
+            self.leadership.tick()
+        self.book = Book(self.outbox, self.clock, self.leadership)
         assert self.book.follow(self.store)
         self.traffic: dict[str, tuple[int, int]] = {}
         self.told: list[Decision] = []

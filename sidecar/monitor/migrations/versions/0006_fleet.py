@@ -45,6 +45,9 @@ def _counts() -> None:
 def upgrade() -> None:
     """Make the tables."""
     _counts()
+    for table in ("decisions", "rollback_pairs"):
+        revision = sa.Column("revision", sa.BigInteger, nullable=False, server_default="0")
+        op.add_column(table, revision)
     op.create_table(
         "leader",
         sa.Column("name", sa.Text, primary_key=True),
@@ -63,6 +66,13 @@ def upgrade() -> None:
         "routes",
         sa.Column("model", sa.Text, primary_key=True),
         sa.Column("revision", sa.BigInteger, nullable=False),
+        sa.Column("plain", sa.Text, nullable=False),
+    )
+    op.create_table(
+        "rests",
+        sa.Column("incarnation", sa.Text, primary_key=True),
+        sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("upto", sa.BigInteger, nullable=False),
         sa.Column("plain", sa.Text, nullable=False),
     )
     parts = ("model", "candidate", "baseline", "output", "metric", "policy")

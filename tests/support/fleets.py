@@ -1,0 +1,279 @@
+"""Several replicas as real processes: gateways, monitors, one PostgreSQL, one Kubernetes API.
+
+Each replica is ``sidecar serve`` in a folder of its own: a gateway that answers real requests, its
+monitor, and the mirror that runs both versions. The new version mixes up its classes, so every pair
+of answers is another flip. The Deployment is the test's own; that the pods are not rolled with it
+is of no matter here: what is counted is who changes it, and how often.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+import numpy as np
+import yaml
+from onnx import helper
+
+from sidecar.monitor.client import MonitorCallError, MonitorClient
+from sidecar.protocol.pb import inference_pb2 as pb
+from tests.monitor.actions.clusters import NAME, deploy, template
+from tests.support import models
+from tests.support.alert_receiver import AlertReceiver
+from tests.support.kubernetes_api import KubernetesApi
+from tests.support.ports import free_addresses
+
+SERVICE = "inference.GRPCInferenceService"
+MODEL = "m"
+NEW_IMAGE, OLD_IMAGE = "m:2", "m:1"
+
+
+def scores(folder: Path, name: str, shift: int) -> Path:
+    """x FP32 [-1, 4] → y FP32 [-1, 4]: the same, or its columns moved by ``shift``."""
+    order = np.roll(np.arange(4), shift)
+    weights = np.eye(4, dtype=np.float32)[:, order]
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    io = [("x", "FP32", ["batch", 4])], [("y", "FP32", ["batch", 4])]
+    return models.save(folder, name, models.onnx_model([node], *io, [("w", weights)]))
+
+
+def until(check: Callable[[], Any], what: str, *, within_s: float = 120) -> Any:
+    """Poll until ``check`` gives something true; return that."""
+    deadline = time.monotonic() + within_s
+    while not (result := check()):
+        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
+        time.sleep(0.01)
+    return result
+
+
+class Replica:
+    """One ``sidecar serve``; a context manager."""
+
+    def __init__(self, folder: Path, number: int, tree: dict[str, Any]) -> None:
+        self.grpc, self.monitor = free_addresses(2)
+        self._folder = folder
+        own = json.loads(json.dumps(tree))
+        own["gateway"]["grpc"] = {"address": self.grpc}
+        own["monitor"] |= {"grpc": self.monitor, "state_dir": f"state-{number}"}
+        self._config = folder / f"replica-{number}.yaml"
+        self._config.write_text(yaml.safe_dump(own), encoding="utf-8")
+        self.log = self._config.with_suffix(".log")
+        self._process: subprocess.Popen[bytes] | None = None
+        self.client = MonitorClient(self.monitor, timeout_s=20)
+
+    def __enter__(self) -> Self:
+        with self.log.open("ab") as sink:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sidecar", "serve", str(self._config)],
+                stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        assert self._process is not None
+        for name in (signal.SIGCONT, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, name)
+        self._process.wait()
+
+    def stop(self) -> int:
+        """As a pod is stopped; returns the exit code."""
+        assert self._process is not None
+        self._process.terminate()
+        return self._process.wait(60)
+
+    def pid(self) -> int:
+        """Of the monitor; 0: it does not answer."""
+        with contextlib.suppress(MonitorCallError):
+            return self.client.status(5).pid
+        return 0
+
+    def view(self) -> Any:
+        """The pair of versions; ``None``: it is not known yet."""
+        with contextlib.suppress(MonitorCallError):
+            views = self.client.rollback(MODEL)
+            return views[0] if views and views[0].previous else None
+        return None
+
+
+class Fleet:
+    """Some replicas on one database, under traffic; a context manager.
+
+    Args:
+        url: of the database.
+        rate: requests in a second, to each.
+        settings: of ``rollback``.
+    """
+
+    def __init__(
+        self, folder: Path, url: str, *, count: int = 3, rate: float = 25.0, lease_s: float = 2.0,
+        interval_s: float = 0.2, min_pairs: int = 60, **settings: Any,
+    ) -> None:  # fmt: skip
+        self.folder, self.url, self.rate, self.lease_s = folder, url, rate, lease_s
+        self.api, self.receiver = KubernetesApi(), AlertReceiver()
+        self._count = count
+        self._settings = {
+            "interval_s": interval_s, "min_pairs": min_pairs, "cooldown_s": 0,
+            "verify_within_s": 60, "flip": {"budget": 0.01}, **settings,
+        }  # fmt: skip
+        self.replicas: list[Replica] = []
+        self._stack = contextlib.ExitStack()
+        self._stopping = threading.Event()
+        self.answered = [0] * count
+        self.failed = [0] * count
+        self._quiet = threading.Event()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.api)
+            stack.enter_context(self.receiver)
+            deploy(self.api, template(OLD_IMAGE), template(NEW_IMAGE))
+            tree = self._tree()
+            for number in range(self._count):
+                replica = stack.enter_context(Replica(self.folder, number, tree))
+                self.replicas.append(replica)
+            for number, _ in enumerate(self.replicas):
+                thread = threading.Thread(target=self._load, args=(number,), daemon=True)
+                thread.start()
+                stack.callback(thread.join, 30)
+            stack.callback(self._stopping.set)
+            for replica in self.replicas:
+                until(replica.view, "it looks at the versions", within_s=300)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _tree(self) -> dict[str, Any]:
+        def variant(version: str, role: str, path: Path) -> dict[str, Any]:
+            runtime = {"kind": "onnxruntime", "path": path.name}
+            return {"version": version, "name": "onnx", "roles": [role], "runtime": runtime}
+
+        file = self.api.kubeconfig(self.folder / "kubeconfig")
+        kubernetes = {"kubeconfig": str(file), "context": "here", "timeout_s": 5}
+        action = {"kind": "deployment", **NAME, "kubernetes": kubernetes}
+        return {
+            "models": [{
+                "name": MODEL, "default_version": "2",
+                "validation": {"outputs": {"y": {"kind": "class_scores"}}},
+                "drift": {"enabled": False},
+                "variants": [
+                    variant("1", "previous", scores(self.folder, "one.onnx", 0)),
+                    variant("2", "serving", scores(self.folder, "two.onnx", 1)),
+                ],
+                "rollback": {**self._settings, "action": action},
+            }],
+            "gateway": {"http": None, "drain": {"delay_s": 0, "timeout_s": 2}},
+            "monitor": {
+                "flush_s": 1, "mirror": {"sample_rate": 1.0, "cpu_share": 1.0},
+                "store": {
+                    "url": self.url, "sync_s": 0.2, "lease_s": self.lease_s, "timeout_s": 2,
+                },
+            },
+            "alerts": {
+                "first_retry_s": 0.2, "last_retry_s": 1,
+                "channels": [{"kind": "cloudevents", "url": self.receiver.url}],
+            },
+        }  # fmt: skip
+
+    # --- traffic ----------------------------------------------------------------------------------
+
+    def _load(self, number: int) -> None:
+        rng = np.random.default_rng(number)
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200)]
+        with grpc.insecure_channel(self.replicas[number].grpc, options) as channel:
+            infer = channel.unary_unary(
+                f"/{SERVICE}/ModelInfer",
+                request_serializer=pb.ModelInferRequest.SerializeToString,
+                response_deserializer=pb.ModelInferResponse.FromString,
+            )
+            while not self._stopping.wait(1 / self.rate):
+                if self._quiet.is_set():
+                    continue
+                request = pb.ModelInferRequest(model_name=MODEL)
+                request.inputs.add(name="x", datatype="FP32").shape.extend([1, 4])
+                row = rng.permutation(4).astype(np.float32)
+                request.raw_input_contents.append(row.tobytes())
+                try:
+                    infer(request, timeout=20, wait_for_ready=True)
+                except grpc.RpcError:
+                    self.failed[number] += 1
+                else:
+                    self.answered[number] += 1
+
+    def quiet(self) -> None:
+        """No further requests."""
+        self._quiet.set()
+
+    def loud(self) -> None:
+        """Requests again."""
+        self._quiet.clear()
+
+    # --- who leads, and what was done -------------------------------------------------------------
+
+    def leader(self) -> tuple[int, int]:
+        """Process and fence of the row in the database."""
+        import psycopg
+
+        with psycopg.connect(self.url, connect_timeout=5) as connection:
+            row = connection.execute(
+                "SELECT plain, fence FROM leader WHERE name = 'rollback' AND expires_ns > "
+                "(extract(epoch FROM clock_timestamp()) * 1000000000)::bigint"
+            ).fetchone()
+        return (0, 0) if row is None else (int(json.loads(row[0])["pid"]), int(row[1]))
+
+    def leading(self) -> Replica:
+        """The replica whose monitor leads; waited for."""
+
+        def found() -> Replica | None:
+            pid, _ = self.leader()
+            return next((one for one in self.replicas if pid and one.pid() == pid), None)
+
+        replica: Replica = until(found, "somebody leads")
+        return replica
+
+    def changes(self) -> list[dict[str, Any]]:
+        """Every effective change of the Deployment's template: the mark that it came with."""
+        found = []
+        for call in self.api.patches():
+            marks = [
+                json.loads(op["value"])
+                for op in call.body
+                if op["path"] == "/metadata/annotations/model-sidecar~1rollback"
+            ]
+            found += marks
+        return found
+
+    def image(self) -> str:
+        """What the Deployment runs."""
+        spec = self.api.get("deployments", NAME["namespace"], NAME["name"])["spec"]
+        return str(spec["template"]["spec"]["containers"][0]["image"])
+
+    def alerts(self, kind: str = "ModelRollback") -> list[dict[str, Any]]:
+        """What the receiver has got of it."""
+        found = [got.json for got in list(self.receiver.got)]
+        return [one for one in found if kind in json.dumps(one)]
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A process stands still meanwhile, with whatever it was in the middle of."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
