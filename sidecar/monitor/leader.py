@@ -130,7 +130,7 @@ class LeaderTables:
         if row is None:
             # Two may find that there is none: then the second does nothing, and looks again later.
             made = connection.execute(
-                tables.insert_once(connection.dialect, tables.LEADER), [values]
+                tables.insert_once(connection.dialect, tables.LEADER), values
             ).rowcount
         else:
             change = sa.update(tables.LEADER).where(tables.LEADER.c.name == NAME)
@@ -184,7 +184,7 @@ class Leadership:
     ) -> None:
         self.owner = uuid.uuid4().hex
         self.terms = 0
-        self.message = "the store was not reached yet"
+        self.message = _NOT_OPEN
         self._store = store
         self._clock = clock
         self._lease_ns = None if lease_s is None else int(lease_s * 1e9)
@@ -237,7 +237,7 @@ class Leadership:
             except StoreError as error:
                 self._say(str(error))
         elif store is None:
-            self._say("the store is not open")
+            self._say(_NOT_OPEN)
         self._tell()
         return self.is_leader
 
@@ -364,6 +364,7 @@ class Leadership:
 
 
 _NOT = "another monitor decides by now"
+_NOT_OPEN = "the store is not open"
 
 
 def leadership_of(

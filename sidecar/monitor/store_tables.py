@@ -383,10 +383,11 @@ def upsert_statement(
 
 
 def insert_once(dialect: sa.Dialect, table: sa.Table) -> sa.sql.Executable:
-    """Return a statement that inserts rows, but those whose primary key is there already."""
+    """Return a statement that inserts a row, unless its primary key is there already; ``rowcount``
+    says whether it did."""
     module = {"sqlite": sqlite, "postgresql": postgresql}[dialect.name]
     made: sa.sql.Executable = module.insert(table).on_conflict_do_nothing()
-    return made
+    return made.execution_options(preserve_rowcount=True)
 
 
 def never_lower(dialect: sa.Dialect) -> dict[str, Any]:

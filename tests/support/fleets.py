@@ -119,7 +119,7 @@ class Fleet:
 
     def __init__(
         self, folder: Path, url: str, *, count: int = 3, rate: float = 25.0, lease_s: float = 2.0,
-        interval_s: float = 0.2, min_pairs: int = 60, **settings: Any,
+        interval_s: float = 0.5, min_pairs: int = 60, **settings: Any,
     ) -> None:  # fmt: skip
         self.folder, self.url, self.rate, self.lease_s = folder, url, rate, lease_s
         self.api, self.receiver = KubernetesApi(), AlertReceiver()
@@ -228,11 +228,15 @@ class Fleet:
         """Process and fence of the row in the database."""
         import psycopg
 
-        with psycopg.connect(self.url, connect_timeout=5) as connection:
-            row = connection.execute(
-                "SELECT plain, fence FROM leader WHERE name = 'rollback' AND expires_ns > "
-                "(extract(epoch FROM clock_timestamp()) * 1000000000)::bigint"
-            ).fetchone()
+        query = (
+            "SELECT plain, fence FROM leader WHERE name = 'rollback' AND expires_ns > "
+            "(extract(epoch FROM clock_timestamp()) * 1000000000)::bigint"
+        )
+        try:
+            with psycopg.connect(self.url, connect_timeout=5) as connection:
+                row = connection.execute(query).fetchone()
+        except psycopg.Error:  # no tables yet, or no database just now
+            row = None
         return (0, 0) if row is None else (int(json.loads(row[0])["pid"]), int(row[1]))
 
     def leading(self) -> Replica:
