@@ -29,6 +29,7 @@ from sidecar.clock import Clock
 from sidecar.errors import ConflictError
 from sidecar.monitor import store_tables as tables
 from sidecar.monitor.rows import StoreError
+from sidecar.monitor.view import LeaderStatus
 
 if TYPE_CHECKING:
     from sidecar.config_monitor import StoreConfig
@@ -354,6 +355,21 @@ class Leadership:
         """Who leads, as far as known."""
         with self._mutex:
             return self._term
+
+    def status(self) -> LeaderStatus:
+        """As it is shown; empty where nobody else may lead."""
+        if not self.is_shared:
+            return LeaderStatus()
+        term = self.term
+        if term is None:
+            return LeaderStatus(message=self.message or "nobody has led yet")
+        message = self.message
+        here = term.owner == self.owner
+        if here and not self.is_leader:
+            message = message or "its lease is over, and was not renewed"
+        return LeaderStatus(
+            term.host, term.pid, term.since_ns, term.fence, here=here, message=message
+        )
 
     @property
     def silent_s(self) -> float | None:

@@ -160,8 +160,8 @@ ROLLBACK_PAIRS = sa.Table(
     *(sa.Column(part, sa.Text, primary_key=True) for part in ("model", "new", "previous")),
     sa.Column("identity", sa.Text, primary_key=True),
     sa.Column("plain", Json, nullable=False),
-    # The write that made it so (``rollback/revisions.py``): what changes by compare-and-swap is compared
-    # by it, and whoever reads again reads what is newer.
+    # The write that made it so (``rollback/revisions.py``): what changes by compare-and-swap is
+    # compared by it, and whoever reads again reads what is newer.
     sa.Column("revision", sa.BigInteger, nullable=False, default=0, server_default="0"),
 )
 ROLLBACK_FREEZES = sa.Table(

@@ -261,6 +261,31 @@ class Fleet:
             found += marks
         return found
 
+    def undo(self, replica: Replica) -> None:
+        """An operator takes the rollback back at a replica: the regression begins anew."""
+        until(self.all_rolled_back, "all show that it is rolled back", within_s=300)
+        decision = replica.client.decisions(MODEL, 1)[0]
+        replica.client.undo(decision.id, by="ann", reason="once more")
+
+    def all_rolled_back(self) -> bool:
+        """Whether every replica that answers shows it, and all do."""
+        views = [one.view() for one in self.replicas]
+        return all(view is not None and view.state == "rolled_back" for view in views)
+
+    def firing(self) -> int:
+        """How many decisions the receiver has heard of."""
+        return len({_decision(one) for one in self.alerts()})
+
+    def counted(self) -> list[int]:
+        """Pairs, as each replica shows them; -1: it does not."""
+        views = [one.view() for one in self.replicas]
+        return [max((h.pairs for h in v.metrics), default=0) if v else -1 for v in views]
+
+    def is_settled(self) -> bool:
+        """Whether all show the same, and did so for the last looks."""
+        looks = [self.counted() for _ in range(5)]
+        return len({tuple(look) for look in looks}) == 1 and len(set(looks[0])) == 1
+
     def image(self) -> str:
         """What the Deployment runs."""
         spec = self.api.get("deployments", NAME["namespace"], NAME["name"])["spec"]
@@ -270,6 +295,11 @@ class Fleet:
         """What the receiver has got of it."""
         found = [got.json for got in list(self.receiver.got)]
         return [one for one in found if kind in json.dumps(one)]
+
+
+def _decision(event: dict[str, Any]) -> str:
+    data = event.get("data") or {}
+    return str((data.get("values") or {}).get("decision_id") or event["subject"])
 
 
 @contextlib.contextmanager
