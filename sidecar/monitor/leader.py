@@ -348,6 +348,14 @@ class Leadership:
                 self._is_mine = False
             raise NotLeaderError(_NOT)
 
+    def may(self, connection: sa.Connection) -> bool:
+        """``guard`` as a question."""
+        try:
+            self.guard(connection)
+        except NotLeaderError:
+            return False
+        return True
+
     # --- to be shown ------------------------------------------------------------------------------
 
     @property
@@ -392,4 +400,5 @@ def leadership_of(
     made = Leadership(store, clock, lease_s=lease_s, changed=changed)
     if fleet is not None:
         fleet.at_end("leader", made.release)
+        fleet.folder.may_fold = made.may
     return made

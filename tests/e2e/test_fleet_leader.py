@@ -87,15 +87,24 @@ def test_the_database_stands_still_and_is_started_again_meanwhile(
 
 
 def test_all_have_counted_the_same(fleet: Fleet):
-    """The sum of what each has counted, which is more than any has seen itself."""
+    """Each knows of every life, dead ones too, what that has counted itself; and shows the sum."""
     fleet.quiet()
     try:
-        until(fleet.is_settled, "all show the same sum", within_s=300)
-        rows = [one.client.evidence_rows() for one in fleet.replicas]
+        until(fleet.is_settled, "all have read what the others wrote", within_s=300)
+        lives = fleet.replicas[0].evidence()
+        until(lambda: len(set(fleet.counted())) == 1, "all show the same", within_s=300)
     finally:
         fleet.loud()
-    assert rows[0]
-    assert rows[0] == rows[1] == rows[2]
+    own = {one.client.status().incarnation for one in fleet.replicas}
+    assert len(own) == 3
+    assert own < set(lives), "and those that were killed"
+    pair = ("m:2/onnx", "m:1/onnx", "", "error")
+    counted = {
+        life: sum(n for name, n in counts.items() if name[:4] == pair)
+        for life, counts in lives.items()
+    }
+    assert sum(1 for n in counted.values() if n > 0) >= 3
+    assert sum(counted.values()) <= sum(fleet.answered)
 
 
 def test_who_asks_any_of_them_is_told_who_decides(fleet: Fleet):

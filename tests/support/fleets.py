@@ -27,6 +27,7 @@ from onnx import helper
 
 from sidecar.monitor.client import MonitorCallError, MonitorClient
 from sidecar.protocol.pb import inference_pb2 as pb
+from sidecar.protocol.pb import monitor_pb2 as mpb
 from tests.monitor.actions.clusters import NAME, deploy, template
 from tests.support import models
 from tests.support.alert_receiver import AlertReceiver
@@ -99,6 +100,29 @@ class Replica:
         with contextlib.suppress(MonitorCallError):
             return self.client.status(5).pid
         return 0
+
+    def evidence(self) -> dict[str, dict[tuple[str, ...], float]]:
+        """Incarnation → what it has counted of this and that, over all blocks, as this replica
+        knows it."""
+        found: dict[str, dict[tuple[str, ...], float]] = {}
+        token = ""
+        with grpc.insecure_channel(self.monitor) as channel:
+            ask = channel.unary_unary(
+                f"/{mpb.DESCRIPTOR.services_by_name['Monitor'].full_name}/GetEvidence",
+                request_serializer=mpb.GetEvidenceRequest.SerializeToString,
+                response_deserializer=mpb.GetEvidenceResponse.FromString,
+            )
+            while True:
+                page = ask(mpb.GetEvidenceRequest(page_size=10_000, page_token=token), timeout=60)
+                for row in page.rows:
+                    counts = found.setdefault(row.incarnation, {})
+                    one = row.key
+                    for cell, count in row.cells.items():
+                        name = (one.candidate, one.baseline, one.output, one.metric, cell)
+                        counts[name] = round(counts.get(name, 0.0) + count, 6)
+                token = page.next_page_token
+                if not token:
+                    return found
 
     def view(self) -> Any:
         """The pair of versions; ``None``: it is not known yet."""
@@ -282,9 +306,9 @@ class Fleet:
         return [max((h.pairs for h in v.metrics), default=0) if v else -1 for v in views]
 
     def is_settled(self) -> bool:
-        """Whether all show the same, and did so for the last looks."""
-        looks = [self.counted() for _ in range(5)]
-        return len({tuple(look) for look in looks}) == 1 and len(set(looks[0])) == 1
+        """Whether every replica knows of every incarnation what the others know."""
+        first, *others = [one.evidence() for one in self.replicas]
+        return all(one == first for one in others)
 
     def image(self) -> str:
         """What the Deployment runs."""
