@@ -39,6 +39,7 @@ from sidecar.monitor.leader import leadership_of
 from sidecar.monitor.ledger import Ledger
 from sidecar.monitor.listeners import Listeners
 from sidecar.monitor.measured_evidence import MeasuredEvidence
+from sidecar.monitor.measured_fleet import MeasuredFleet
 from sidecar.monitor.measures import Measures
 from sidecar.monitor.mirror import MirrorProcess, Stopped
 from sidecar.monitor.mirror_spans import MirrorSpans, roles_of
@@ -203,6 +204,7 @@ class Monitor:
             [
                 self.measures.points, self.measured_evidence.points, self._drift.points,
                 self.alerts.points, self.rollback.points, self._labels.points,
+                MeasuredFleet(self.leadership, self.fleet, self._clock).points,
             ]
         )  # fmt: skip
         while not loaded.wait(0.1):
@@ -346,6 +348,7 @@ class Monitor:
             version=__version__,
             config=self._source,
             telemetry=self.telling.status(),
+            leader=self.leadership.status(),
         )
 
     def _models(self) -> list[ModelStatus]:

@@ -160,8 +160,8 @@ ROLLBACK_PAIRS = sa.Table(
     *(sa.Column(part, sa.Text, primary_key=True) for part in ("model", "new", "previous")),
     sa.Column("identity", sa.Text, primary_key=True),
     sa.Column("plain", Json, nullable=False),
-    # The write that made it so (``rollback/revisions.py``): what changes by compare-and-swap is compared
-    # by it, and whoever reads again reads what is newer.
+    # The write that made it so (``rollback/revisions.py``): what changes by compare-and-swap is
+    # compared by it, and whoever reads again reads what is newer.
     sa.Column("revision", sa.BigInteger, nullable=False, default=0, server_default="0"),
 )
 ROLLBACK_FREEZES = sa.Table(
@@ -392,10 +392,11 @@ def upsert_statement(
 
 
 def insert_once(dialect: sa.Dialect, table: sa.Table) -> sa.sql.Executable:
-    """Return a statement that inserts rows, but those whose primary key is there already."""
+    """Return a statement that inserts a row, unless its primary key is there already; ``rowcount``
+    says whether it did."""
     module = {"sqlite": sqlite, "postgresql": postgresql}[dialect.name]
     made: sa.sql.Executable = module.insert(table).on_conflict_do_nothing()
-    return made
+    return made.execution_options(preserve_rowcount=True)
 
 
 def never_lower(dialect: sa.Dialect) -> dict[str, Any]:
