@@ -63,7 +63,9 @@ class Worker:
             base_dir: the folder of the config's file.
         """
         path = routes_path(self.config, base_dir)
-        self._routes = RouteFollower(path, self.gateway.registry, self.gateway.page)
+        store = self.config.monitor.store if self.config.monitored else None
+        wait_s = None if store is None else store.route_wait_s
+        self._routes = RouteFollower(path, self.gateway.registry, self.gateway.page, wait_s)
         self._routes.look()
 
     def mirror(self, base_dir: Path, index: int) -> None:
@@ -112,6 +114,8 @@ class Worker:
             if command["op"] != "unload":
                 self._repeat(f"boot-{number}", command)
         self.gateway.check_upstreams()
+        if self._routes is not None:
+            self._routes.await_table(self.stop_requested)
         bound = self._grpc.start(addresses)
         self._grpc_addresses = [bound[name] for name in ("grpc", "admin") if name in bound]
         if self.config.gateway.http is not None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sidecar import route_table
 from sidecar.clock import Clock
 from sidecar.config import SidecarConfig
 from sidecar.monitor import calls_route, places
-from sidecar.monitor.compare_versions import Comparer
+from sidecar.monitor.compare_versions import Comparer, Counted
 from sidecar.monitor.evidence import Evidence
+from sidecar.monitor.route_fleet import RouteFleet
+from sidecar.monitor.route_replicas import Replicas
 from sidecar.monitor.route_side import RouteSide
 from sidecar.monitor.service import Method
+from sidecar.monitor.store import Store
 from sidecar.monitor.worker_routes import WorkerRoutes
 
 
@@ -25,15 +30,48 @@ class RoutingSide:
     """
 
     def __init__(
-        self, config: SidecarConfig, base_dir: Path, evidence: Evidence, clock: Clock
-    ) -> None:
+        self, config: SidecarConfig, base_dir: Path, evidence: Evidence, clock: Clock,
+        shared: Callable[[], Store | None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """``shared``: the replicas' store, while it can be reached."""
         self.workers = WorkerRoutes()
         path = places.routes_path(config, base_dir)
         self.routes = RouteSide(config, path, self.workers, clock, self._since)
-        self._comparer = Comparer(config, self.workers, self.routes.began, evidence.rows)
+        counted: Counted = self.workers
+        self._fleet: RouteFleet | None = None
+        self._replicas: Replicas | None = None
+        if (settings := config.monitor.store) is not None:
+            several = {m.name: len(route_table.answering(m)) > 1 for m in config.models}
+            self._replicas = counted = Replicas(
+                socket.gethostname(), several, self.workers, self.routes.own, clock,
+                settings.sync_s,
+            )  # fmt: skip
+            self._fleet = RouteFleet(path, tuple(several), shared, clock, settings.sync_s)
+            self.routes.share(self._fleet, self._replicas, settings.sync_s)
+        self._comparer = Comparer(config, counted, self.routes.began, evidence.rows)
 
     def _since(self, model: str) -> dict[str, Any]:
         return self._comparer.since(model)
+
+    # --- with other replicas ----------------------------------------------------------------------
+
+    def sync(self, store: Store) -> None:
+        """Follow the replicas' routes, and let this pod's gateway follow them; each ``sync_s``.
+
+        Raises:
+            StoreError: their database cannot be reached.
+        """
+        if self._fleet is not None:
+            self._fleet.sync(store)
+
+    def tell(self) -> dict[str, Any]:
+        """What the other replicas are to know of this one's workers."""
+        return {} if self._replicas is None else self._replicas.tell()
+
+    def hear(self, others: Mapping[str, Any]) -> None:
+        """What the others that live told last: incarnation → what ``tell`` gave there."""
+        if self._replicas is not None:
+            self._replicas.hear(others)
 
     def methods(self) -> Mapping[str, Method]:
         """What the monitor's service answers of it."""
