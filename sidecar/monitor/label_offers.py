@@ -41,6 +41,7 @@ _SHRINK = sa.text("""
     )
 """)
 
+_COUNTED = {"preserve_rowcount": True}
 #: Request id, and the label.
 Offer = tuple[str, Early]
 
@@ -65,7 +66,8 @@ class OfferTables:
             "plains": [json.dumps(list(label.values)) for _, label in offers],
         }
         with self._writing() as connection:
-            return len(offers) - connection.execute(_OFFER, values).rowcount
+            done = connection.execute(_OFFER, values, execution_options=_COUNTED)
+            return len(offers) - done.rowcount
 
     def since(self, written: int) -> tuple[list[tuple[str, str]], int]:
         """What was offered, by model and request id, since a number that this gave (at first 0),
@@ -88,6 +90,8 @@ class OfferTables:
     def prune(self, model: str, before_ns: int, most: int) -> tuple[int, int]:
         """Delete what is older, and the oldest beyond ``most``; returns how many of each."""
         with self._writing() as connection:
-            expired = connection.execute(_EXPIRE, {"model": model, "before": before_ns})
-            full = connection.execute(_SHRINK, {"model": model, "most": most})
+            old = {"model": model, "before": before_ns}
+            expired = connection.execute(_EXPIRE, old, execution_options=_COUNTED)
+            many = {"model": model, "most": most}
+            full = connection.execute(_SHRINK, many, execution_options=_COUNTED)
             return expired.rowcount, full.rowcount

@@ -53,7 +53,7 @@ class ReplicaRoute:
     problem: str
 
 
-class Replicas:
+class RouteReplicas:
     """Tells and hears; any thread.
 
     Args:
@@ -86,6 +86,7 @@ class Replicas:
         self._wanted: dict[str, dict[str, Any]] = {}
         #: Of a question of another replica: the answer, or ``None`` while it is looked for.
         self._probed: dict[str, dict[str, Any] | None] = {}
+        self._probing: dict[tuple[str, str], threading.Lock] = {}
 
     # --- the heartbeat --------------------------------------------------------------------------
 
@@ -160,7 +161,15 @@ class Replicas:
         if model not in self._models:
             text = f"it serves no model {model!r:.80}"
             return {"ok": False, "text": text, "workers": workers}
-        probe = self._workers.probe(model, version, timeout_s)
+        with self._changed:
+            one_at_a_time = self._probing.setdefault((model, version), threading.Lock())
+        # Two who ask at once (one leader after another) must not find each other's probe running.
+        waited = one_at_a_time.acquire(timeout=timeout_s)
+        try:
+            probe = self._workers.probe(model, version, timeout_s)
+        finally:
+            if waited:
+                one_at_a_time.release()
         return {"ok": probe.ok, "text": probe.text[:_TEXT_MAX], "workers": workers}
 
     def _keep_pages(self, told: Told) -> None:

@@ -14,7 +14,7 @@ from sidecar.config import ModelConfig, SidecarConfig
 from sidecar.errors import InvalidRequestError, NotFoundError
 from sidecar.monitor.route_book import RouteBook
 from sidecar.monitor.route_fleet import RouteFleet
-from sidecar.monitor.route_replicas import ReplicaRoute, Replicas
+from sidecar.monitor.route_replicas import ReplicaRoute, RouteReplicas
 from sidecar.monitor.routing import Probe, RouteConflictError, RouteView
 from sidecar.monitor.worker_routes import WorkerRoutes
 from sidecar.route_table import Route
@@ -54,10 +54,10 @@ class RouteSide:
         self._clock = clock
         self._since = since
         self._fleet: RouteFleet | None = None
-        self._replicas: Replicas | None = None
+        self._replicas: RouteReplicas | None = None
         self._sync_s = 0.0
 
-    def share(self, fleet: RouteFleet, replicas: Replicas, sync_s: float) -> None:
+    def share(self, fleet: RouteFleet, replicas: RouteReplicas, sync_s: float) -> None:
         """The routes are those of all replicas; before anything else is called."""
         self._fleet, self._replicas, self._sync_s = fleet, replicas, sync_s
 

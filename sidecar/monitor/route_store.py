@@ -13,6 +13,8 @@ from sidecar import route_table
 from sidecar.monitor import store_tables as tables
 from sidecar.route_table import DamagedError, Route
 
+#: How many rows a statement has written is asked for: of an insertion it is else not kept.
+_COUNTED = {"preserve_rowcount": True}
 #: What a change makes of the route as it stands (``None``: never set).
 Change = Callable[[Route | None], Route]
 
@@ -59,11 +61,12 @@ class RouteTables:
             after = change(newer(there, known))
             values = {"revision": after.revision, "plain": route_table.to_plain(after)}
             if row is None:
-                insert = _insert_unless_there(connection.dialect)
-                done = connection.execute(insert, {"model": model, **values})
+                insert = _insert_unless_there(connection.dialect).values(model=model, **values)
+                done = connection.execute(insert, execution_options=_COUNTED)
             else:
                 of_it = (columns.model == model) & (columns.revision == row["revision"])
-                done = connection.execute(sa.update(tables.ROUTES).where(of_it).values(values))
+                update = sa.update(tables.ROUTES).where(of_it).values(values)
+                done = connection.execute(update, execution_options=_COUNTED)
             if done.rowcount != 1:
                 raise TakenError
         return after
@@ -80,7 +83,7 @@ class RouteTables:
             for model, route in ordered:
                 plain = {**route_table.to_plain(route), "shared": True}
                 values = {"model": model, "revision": route.revision, "plain": plain}
-                done = connection.execute(unless_there, values)
+                done = connection.execute(unless_there, values, execution_options=_COUNTED)
                 if done.rowcount == 0 and route.shared:
                     lower = tables.ROUTES.c.revision < route.revision
                     of_it = (tables.ROUTES.c.model == model) & lower
@@ -98,9 +101,9 @@ def newer(there: Route | None, known: Route | None) -> Route | None:
     return known if known.shared and known.revision > there.revision else there
 
 
-def _insert_unless_there(dialect: sa.Dialect) -> sa.sql.Executable:
+def _insert_unless_there(dialect: sa.Dialect) -> sa.Insert:
     module = {"sqlite": sqlite, "postgresql": postgresql}[dialect.name]
-    made: sa.sql.Executable = module.insert(tables.ROUTES).on_conflict_do_nothing()
+    made: sa.Insert = module.insert(tables.ROUTES).on_conflict_do_nothing()
     return made
 
 

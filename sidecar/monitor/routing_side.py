@@ -14,7 +14,7 @@ from sidecar.monitor import calls_route, places
 from sidecar.monitor.compare_versions import Comparer, Counted
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.route_fleet import RouteFleet
-from sidecar.monitor.route_replicas import Replicas
+from sidecar.monitor.route_replicas import RouteReplicas
 from sidecar.monitor.route_side import RouteSide
 from sidecar.monitor.service import Method
 from sidecar.monitor.store import Store
@@ -39,10 +39,10 @@ class RoutingSide:
         self.routes = RouteSide(config, path, self.workers, clock, self._since)
         counted: Counted = self.workers
         self._fleet: RouteFleet | None = None
-        self._replicas: Replicas | None = None
+        self._replicas: RouteReplicas | None = None
         if (settings := config.monitor.store) is not None:
             several = {m.name: len(route_table.answering(m)) > 1 for m in config.models}
-            self._replicas = counted = Replicas(
+            self._replicas = counted = RouteReplicas(
                 socket.gethostname(), several, self.workers, self.routes.own, clock,
                 settings.sync_s,
             )  # fmt: skip
