@@ -26,9 +26,9 @@ from sidecar.monitor.channel import ExchangeListener
 from sidecar.monitor.copies import copies_to_load, loaded_copies
 from sidecar.monitor.drift_side import DriftSide
 from sidecar.monitor.events import EventLog
-from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchange import Exchange
 from sidecar.monitor.exchanges import Item
+from sidecar.monitor.fleet_side import evidence_of, fleet_side
 from sidecar.monitor.flip_budgets import FlipBudgets
 from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.judge import Judge
@@ -96,7 +96,7 @@ class Monitor:
         self._socket = places.socket_path(config, base_dir)
         self.stop_requested = threading.Event()
         settings = config.monitor
-        self._evidence = Evidence(f"unsaved-{os.getpid()}", clock)
+        self._evidence = evidence_of(settings.store, clock)
         self._events = EventLog(clock)
         self._routing = RoutingSide(config, base_dir, self._evidence, clock)
         self.measures = Measures(pages, config, serve_started_ns, self._routing.routes.shares)
@@ -104,8 +104,15 @@ class Monitor:
         self._drift = DriftSide(config, self._events, self._state_dir, self.telling, clock)
         self._labels = LateLabels(config.models, self._evidence, clock, self._drift.watch.labelled)
         self._keeper = Keeper(
-            self._state_dir, self._evidence, self._events, clock, self._drift.watch, self._labels
+            self._state_dir,
+            self._evidence,
+            self._events,
+            clock,
+            self._drift.watch,
+            self._labels,
+            settings.store,
         )
+        self.fleet = fleet_side(settings.store, self._keeper, clock)
         self.alerts = AlertSide(
             config.alerts, lambda: self._keeper.shared, clock,
             lambda alert: self.rollback.still_stands(alert),  # noqa: PLW0108 - which comes later
@@ -192,6 +199,8 @@ class Monitor:
         if failed:
             raise failed[0]
         self._judge.look(quiet=True)
+        if self.fleet is not None:
+            self.fleet.start()
         self.rollback.start()
         self._listener = ExchangeListener(
             self._socket,
@@ -278,6 +287,8 @@ class Monitor:
         self._counts()
         self._drift.close()
         self.alerts.close()
+        if self.fleet is not None:
+            self.fleet.close()
         self._keeper.close()  # before what waits for others
         self.telling.close()
         self._listeners.stop()
@@ -330,6 +341,8 @@ class Monitor:
     def _store_status(self) -> StoreStatus:
         """The store's, with what is wrong with the cases beside it."""
         store = self._keeper.status()
+        if self.fleet is not None:
+            store = replace(store, replicas=self.fleet.alive())
         parts = (store.message, self._casebook.message)
         return replace(store, message="; ".join(part for part in parts if part))
 
