@@ -98,7 +98,9 @@ class Monitor:
         settings = config.monitor
         self._evidence = evidence_of(settings.store, clock)
         self._events = EventLog(clock)
-        self._routing = RoutingSide(config, base_dir, self._evidence, clock)
+        self._routing = RoutingSide(
+            config, base_dir, self._evidence, clock, lambda: self._keeper.shared
+        )
         self.measures = Measures(pages, config, serve_started_ns, self._routing.routes.shares)
         self.telling = Telling(telemetry(config), self.measures.exemplar, clock)
         self._drift = DriftSide(config, self._events, self._state_dir, self.telling, clock)
@@ -113,6 +115,10 @@ class Monitor:
             settings.store,
         )
         self.fleet = fleet_side(settings.store, self._keeper, clock)
+        if self.fleet is not None:
+            self._routing.join(self.fleet)
+            if any(self._labels.takes(model.name) for model in config.models):
+                self.fleet.every_sync("labels", self._labels.share().sync)
         self.alerts = AlertSide(
             config.alerts, lambda: self._keeper.shared, clock,
             lambda alert: self.rollback.still_stands(alert),  # noqa: PLW0108 - which comes later
@@ -176,6 +182,8 @@ class Monitor:
         """
         self._drift.start()
         self._keeper.open()
+        if self.fleet is not None:
+            self.fleet.start()  # before copies are loaded: a fresh gateway waits for its route
         self.alerts.start()
         bound = self._listeners.start(grpc_address, http_address)
         # In a thread of its own, so that a signal is heard while a large model loads; and the
@@ -199,8 +207,6 @@ class Monitor:
         if failed:
             raise failed[0]
         self._judge.look(quiet=True)
-        if self.fleet is not None:
-            self.fleet.start()
         self.rollback.start()
         self._listener = ExchangeListener(
             self._socket,

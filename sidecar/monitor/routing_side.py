@@ -13,12 +13,16 @@ from sidecar.config import SidecarConfig
 from sidecar.monitor import calls_route, places
 from sidecar.monitor.compare_versions import Comparer, Counted
 from sidecar.monitor.evidence import Evidence
+from sidecar.monitor.fleet_side import FleetSide
 from sidecar.monitor.route_fleet import RouteFleet
 from sidecar.monitor.route_replicas import RouteReplicas
 from sidecar.monitor.route_side import RouteSide
 from sidecar.monitor.service import Method
 from sidecar.monitor.store import Store
 from sidecar.monitor.worker_routes import WorkerRoutes
+
+#: Under which a heartbeat tells of them.
+_TOLD = "routes"
 
 
 class RoutingSide:
@@ -53,25 +57,19 @@ class RoutingSide:
     def _since(self, model: str) -> dict[str, Any]:
         return self._comparer.since(model)
 
-    # --- with other replicas ----------------------------------------------------------------------
+    def join(self, fleet: FleetSide) -> None:
+        """Follow the routes of all replicas, tell them of this one's workers, and hear of theirs;
+        before ``fleet`` is started."""
+        routes, replicas = self._fleet, self._replicas
+        if routes is None or replicas is None:
+            return
 
-    def sync(self, store: Store) -> None:
-        """Follow the replicas' routes, and let this pod's gateway follow them; each ``sync_s``.
+        def step(store: Store) -> None:
+            replicas.hear({one.incarnation: one.plain.get(_TOLD) for one in fleet.others()})
+            routes.sync(store)
 
-        Raises:
-            StoreError: their database cannot be reached.
-        """
-        if self._fleet is not None:
-            self._fleet.sync(store)
-
-    def tell(self) -> dict[str, Any]:
-        """What the other replicas are to know of this one's workers."""
-        return {} if self._replicas is None else self._replicas.tell()
-
-    def hear(self, others: Mapping[str, Any]) -> None:
-        """What the others that live told last: incarnation → what ``tell`` gave there."""
-        if self._replicas is not None:
-            self._replicas.hear(others)
+        fleet.replicas.tell(_TOLD, replicas.tell)
+        fleet.every_sync("routes", step)
 
     def methods(self) -> Mapping[str, Method]:
         """What the monitor's service answers of it."""
