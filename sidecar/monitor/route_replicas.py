@@ -28,8 +28,9 @@ MODELS_MAX = 20
 _PAGES_MAX = 4096
 _WANTED_MAX = 8
 _PROBES_MAX = 4
-#: A question reaches another replica with its next look, the answer comes with one more of each.
-_LOOKS = 4
+#: A question reaches another replica with its next look, and its answer comes with one more of each.
+#: Some longer, so that one that has died meanwhile is known to be gone (``fleet_side.py``) before.
+_LOOKS = 6
 _TEXT_MAX = 1000
 
 Told = Mapping[str, Any]
