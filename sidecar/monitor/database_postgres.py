@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from sidecar.config_monitor import StoreConfig
 from sidecar.errors import ConfigError, MissingExtraError, Problem
-from sidecar.monitor import store_tables as tables
+from sidecar.monitor import store_migrate
 from sidecar.monitor.database import Database
 from sidecar.monitor.rows import StoreError
 
@@ -116,7 +116,7 @@ class PostgresDatabase(Database):
             with self._engine.begin() as connection:
                 self._migrate(connection)
                 self.enter(connection)
-        except tables.NewerSchemaError as error:
+        except store_migrate.NewerSchemaError as error:
             message = (
                 f"{self.where} was written by a newer release ({error}): upgrade model-sidecar"
             )
@@ -154,7 +154,7 @@ class PostgresDatabase(Database):
 
     def _migrate(self, connection: sa.Connection) -> None:
         """Make the tables; of several monitors that start at once, one at a time does."""
-        if tables.is_current(connection):
+        if store_migrate.is_current(connection):
             return
         raw = connection.connection.driver_connection
         assert isinstance(raw, _Bounded)
@@ -164,7 +164,7 @@ class PostgresDatabase(Database):
             connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{limit}'")
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{limit}'")
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATING)))
-            tables.migrate(connection)
+            store_migrate.migrate(connection)
         finally:
             raw.wait_s = usual
 

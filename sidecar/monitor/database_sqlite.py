@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from typing_extensions import override
 
 from sidecar.clock import Clock
-from sidecar.monitor import store_files
+from sidecar.monitor import store_files, store_migrate
 from sidecar.monitor import store_tables as tables
 from sidecar.monitor.database import Database
 from sidecar.monitor.rows import StoreError
@@ -62,9 +62,9 @@ class SqliteDatabase(Database):
             engine = tables.make_engine(self.path)
             self._engine = engine
             with engine.execution_options(**{tables.WRITES: True}).begin() as connection:
-                tables.migrate(connection)
+                store_migrate.migrate(connection)
                 self.enter(connection)
-        except tables.NewerSchemaError as error:
+        except store_migrate.NewerSchemaError as error:
             message = (
                 f"{self.path} was written by a newer release ({error}): upgrade model-sidecar, or "
                 "move the file away to begin afresh"

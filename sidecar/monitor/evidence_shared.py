@@ -24,8 +24,8 @@ from typing_extensions import override
 
 from sidecar.clock import Clock
 from sidecar.monitor import shared_tables
-from sidecar.monitor.evidence import Cells, CertificateKey, Evidence, certificate_key
-from sidecar.monitor.others import Others, Series, series_of
+from sidecar.monitor.evidence import CertificateKey, certificate_key
+from sidecar.monitor.evidence_joined import JoinedEvidence
 from sidecar.monitor.packs import Pack, PackKey, add_cells, make_pack, pack_of
 from sidecar.monitor.rows import (
     CertificateRow,
@@ -44,14 +44,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sidecar.monitor.evidence")
 
-#: Sums of shares that are nearer to 0 than this are rounding.
-_NOTHING = 1e-9
 #: A certificate's best is written when it has grown by so much (natural logarithm), and not more
 #: often than so: all replicas look at the same evidence, and would all write it every second.
 _LOG_E_STEP, _LOG_E_EVERY_S = 0.05, 10.0
 
 
-class SharedEvidence(Evidence):
+class SharedEvidence(JoinedEvidence):
     """Accumulators of one monitor of several. Any thread may add and look; one shares.
 
     Args:
@@ -61,17 +59,11 @@ class SharedEvidence(Evidence):
     def __init__(self, incarnation: str, clock: Clock) -> None:
         super().__init__(incarnation, clock)
         self._name, self._names = incarnation, 1
-        self._others = Others(self._older)
-        self._own_packs: dict[PackKey, set[EvidenceKey]] = {}
-        self._own_blocks: dict[Series, set[int]] = {}
-        self._unjoined: set[Series] = set()
-        self._changed_packs: set[PackKey] = set()
         self._seq, self._number, self._epoch = 0, 0, 0
         self._doubt: Flush | None = None
         self._again = False
         self._written: dict[PackKey, Pack] = {}
         self._empty_ns: dict[PackKey, int] = {}
-        self._folded: dict[EvidenceKey, Cells] = {}
         self._since: dict[EvidenceKey, LogHistogram] = {}
         self._doubt_since: dict[EvidenceKey, LogHistogram] = {}
         self._reading = Reading()
@@ -87,29 +79,12 @@ class SharedEvidence(Evidence):
     # --- counting -----------------------------------------------------------------------------
 
     @override
-    def _began(self, key: EvidenceKey) -> None:
-        self._keys = None
-        if not key.model:
-            return
-        self._own_packs.setdefault(pack_of(key), set()).add(key)
-        self._own_blocks.setdefault(series_of(key), set()).add(key.block)
-        self._others.note(key)
-        if self._others.stretch(key) != key.block:
-            self._unjoined.add(series_of(key))
-
-    @override
     def add_sketch(self, key: EvidenceKey, sketch: LogHistogram) -> None:
         with self._lock:
             self._since.setdefault(key, LogHistogram()).merge(sketch)
         super().add_sketch(key, sketch)
 
     # --- looking ------------------------------------------------------------------------------
-
-    @override
-    def own_cells(self, key: EvidenceKey) -> Cells:
-        cells = super().own_cells(key)
-        add_cells(cells, self._folded.get(key, {}))
-        return cells
 
     @override
     def sketch(self, key: EvidenceKey) -> LogHistogram:
@@ -128,11 +103,6 @@ class SharedEvidence(Evidence):
             own = [EvidenceRow(k, self._name, dict(c), now_ns) for k, c in self._own.items()]
             rows = [*own, *self._others.rows()]
         return [row for row in rows if row.key.model and model in {None, row.key.model}]
-
-    def latest(self, key: EvidenceKey) -> int:
-        """The newest stretch that anybody has of a key's series."""
-        with self._lock:
-            return self._others.latest(key)
 
     # --- this monitor's own store -------------------------------------------------------------
 
@@ -304,60 +274,6 @@ class SharedEvidence(Evidence):
             self._name = f"{self.incarnation}+{self._names}"
             self._apply(reading)
         logger.warning("%s was taken for dead and goes on counting as %s", before, self._name)
-
-    def _take_off(self, key: EvidenceKey, cells: Cells) -> None:
-        add_cells(self._folded.setdefault(key, {}), cells)
-        at = EvidenceKey(*series_of(key), self._others.stretch(key))
-        own = self._own.get(at)
-        if own is None:
-            at, own = key, self._own.get(key)
-        if own is None:
-            return
-        add_cells(own, {name: -count for name, count in cells.items()})
-        if all(abs(count) < _NOTHING for count in own.values()):
-            self._forget(at)
-
-    def _forget(self, key: EvidenceKey) -> None:
-        """One of our own keys is no more."""
-        del self._own[key]
-        self._keys = None
-        self._changed.discard(key)
-        pack = pack_of(key)
-        self._own_packs[pack].discard(key)
-        if not self._own_packs[pack]:
-            del self._own_packs[pack]
-        self._own_blocks[series_of(key)].discard(key.block)
-        self._changed_packs.add(pack)
-
-    def _settle(self) -> None:
-        """Join what is long past: the others' as read, and in step with it our own."""
-        touched, later = self._others.settle()
-        for series in later | self._unjoined:
-            touched |= self._join_own(series)
-        self._unjoined.clear()
-        if touched:
-            self._keys = None
-        if self._touched is not None:
-            self._touched |= touched
-
-    def _join_own(self, series: Series) -> set[EvidenceKey]:
-        touched = set()
-        for block in sorted(self._own_blocks.get(series, ())):
-            key = EvidenceKey(*series, block)
-            first = self._others.stretch(key)
-            if first == block:
-                continue
-            target = EvidenceKey(*series, first)
-            cells = self._own[key]
-            self._forget(key)
-            if target not in self._own:
-                self._own[target] = {}
-                self._own_packs.setdefault(pack_of(target), set()).add(target)
-                self._own_blocks[series].add(first)
-            add_cells(self._own[target], cells)
-            self._changed.add(target)
-            touched |= {key, target}
-        return touched
 
     # --- the shared store: what all write -----------------------------------------------------
 

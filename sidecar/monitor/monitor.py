@@ -24,6 +24,7 @@ from sidecar.monitor.budget import TICK_S, AdaptiveRate, Budget, own_cpu_s
 from sidecar.monitor.casebook import open_cases
 from sidecar.monitor.channel import ExchangeListener
 from sidecar.monitor.copies import copies_to_load, loaded_copies
+from sidecar.monitor.coverage import coverage
 from sidecar.monitor.drift_side import DriftSide
 from sidecar.monitor.events import EventLog
 from sidecar.monitor.exchange import Exchange
@@ -34,7 +35,7 @@ from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.judge import Judge
 from sidecar.monitor.keeper import Keeper
 from sidecar.monitor.labels import LateLabels
-from sidecar.monitor.ledger import Ledger, by_reason
+from sidecar.monitor.ledger import Ledger
 from sidecar.monitor.listeners import Listeners
 from sidecar.monitor.measured_evidence import MeasuredEvidence
 from sidecar.monitor.measures import Measures
@@ -134,13 +135,7 @@ class Monitor:
         self._budget = Budget(self._cpu_s, settings.mirror.cpu_share, clock)
         self._plans: dict[str, ModelPlan] = {}
         self._casebook = open_cases(self._state_dir / "cases", settings.cases, clock)
-        watch = MirrorSpans(self.telling.span, roles_of(config), clock)
-        self._worker = Worker(
-            self._ingest, self._mirror, self._evidence, self._plans, self._casebook, self._budget,
-            noise_rate=settings.mirror.noise_rate, flush_s=settings.flush_s, clock=clock,
-            on_crash=self._on_crash, watch=watch if self.telling.tells_spans else None,
-            drift=self._drift.watch, labels=self._labels,
-        )  # fmt: skip
+        self._worker = self._make_worker()
         self._judge = Judge(self._evidence, self._plans, self._events)
         self._board = StatusBoard(self._evidence, self._judge)
         self._ledger = Ledger(self._evidence)
@@ -157,6 +152,16 @@ class Monitor:
         self._looking = threading.Lock()
         self._listener: ExchangeListener | None = None
         self._thread = threading.Thread(target=self._worker.run, name="worker", daemon=True)
+
+    def _make_worker(self) -> Worker:
+        settings, clock = self._config.monitor, self._clock
+        watch = MirrorSpans(self.telling.span, roles_of(self._config), clock)
+        return Worker(
+            self._ingest, self._mirror, self._evidence, self._plans, self._casebook, self._budget,
+            noise_rate=settings.mirror.noise_rate, flush_s=settings.flush_s, clock=clock,
+            on_crash=self._on_crash, watch=watch if self.telling.tells_spans else None,
+            drift=self._drift.watch, labels=self._labels,
+        )  # fmt: skip
 
     def _listening(self) -> Listeners:
         methods = {
@@ -368,23 +373,8 @@ class Monitor:
         return self._ledger.note(taps, own)
 
     def _coverage(self) -> Coverage:
-        counts = self._counts()
-        dropped, not_mirrored = by_reason(counts)
-        settings = self._config.monitor
-        return Coverage(
-            # The taps tell their counts once a second: what has arrived may be ahead of them.
-            sampled=max(counts.get("tap_sampled", 0), counts.get("received", 0)),
-            received=counts.get("received", 0),
-            compared=counts.get("compared", 0),
-            set_aside=counts.get("set_aside", 0),
-            dropped=dict(sorted(dropped.items())),
-            not_mirrored=dict(sorted(not_mirrored.items())),
-            rate=self._rate.rate,
-            cpu_share_used=self._budget.used,
-            queue_bytes=self._ingest.queue_bytes,
-            rate_wanted=self._rate.wanted,
-            cpu_share=settings.mirror.cpu_share,
-            queue_bytes_max=settings.channel.queue_bytes,
+        return coverage(
+            self._counts(), self._config.monitor, self._rate, self._budget, self._ingest
         )
 
     def evidence(self, model: str | None) -> list[EvidenceRow]:

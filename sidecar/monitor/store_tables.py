@@ -7,14 +7,12 @@ databases keep it to the letter, while PostgreSQL's own JSON type refuses infini
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import sqlite3
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -22,14 +20,8 @@ from typing_extensions import override
 
 from sidecar.monitor.rows import EvidenceKey, EvidenceRow, Remark, SketchRow
 
-if TYPE_CHECKING:
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
-
 #: How long a statement waits for another process that holds the database, milliseconds.
 BUSY_TIMEOUT_MS = 2000
-#: Alembic's revisions speak through globals: one migration at a time in a process.
-_MIGRATING = threading.Lock()
 #: An execution option: the transaction takes the write lock when it begins, so that it cannot fail
 #: half-way because somebody else wrote meanwhile.
 WRITES = "sidecar_writes"
@@ -326,48 +318,6 @@ def make_engine(path: Path) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
-
-
-class NewerSchemaError(Exception):
-    """The database has a revision that this release does not know; the text names it."""
-
-
-def is_current(connection: sa.Connection) -> bool:
-    """Whether the tables are those of this release already."""
-    config, scripts, current = _revisions(connection)
-    del config
-    return current == scripts.get_current_head()
-
-
-def migrate(connection: sa.Connection) -> None:
-    """Bring the tables to this release's revision, within the connection's transaction.
-
-    Raises:
-        NewerSchemaError: a later release wrote it.
-    """
-    from alembic import command
-
-    config, scripts, current = _revisions(connection)
-    if current == scripts.get_current_head():
-        return
-    if current is not None and current not in {item.revision for item in scripts.walk_revisions()}:
-        message = f"revision {current}, while this release knows up to {scripts.get_current_head()}"
-        raise NewerSchemaError(message)
-    with _MIGRATING:
-        command.upgrade(config, "head")
-
-
-def _revisions(connection: sa.Connection) -> tuple[Config, ScriptDirectory, str | None]:
-    from alembic.config import Config
-    from alembic.runtime.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-
-    config = Config()
-    folder = importlib.resources.files("sidecar.monitor.migrations")
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    current = MigrationContext.configure(connection).get_current_revision()
-    return config, ScriptDirectory.from_config(config), current
 
 
 def now_ns(dialect: sa.Dialect) -> sa.ColumnElement[int]:

@@ -6,18 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-import numpy as np
-import psycopg
-import pytest
-
 from sidecar.clock import SystemClock
 from sidecar.config_monitor import StoreConfig
-from sidecar.monitor import shared_tables
 from sidecar.monitor.evidence_shared import SharedEvidence
-from sidecar.monitor.rows import EvidenceKey, Remark, StoreError
+from sidecar.monitor.rows import EvidenceKey
 from sidecar.monitor.store import Store
 from tests.monitor import making
-from validators.sketches import LogHistogram
 
 KEY = EvidenceKey("m", "m:2/new", "m:1/old", "", "error", "p")
 
