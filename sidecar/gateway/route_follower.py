@@ -82,6 +82,9 @@ class RouteFollower:
             return
         began_s = monotonic()
         self.look()
+        if not self._file.is_there:
+            left_s = max(0.0, self._until_s - began_s)
+            logger.info("not ready: waits for the replicas' route table, %.3g s at most", left_s)
         while not self._file.is_there and not stop.is_set():
             if monotonic() >= self._until_s:
                 self._missing = (

@@ -28,7 +28,7 @@ MODELS_MAX = 20
 _PAGES_MAX = 4096
 _WANTED_MAX = 8
 _PROBES_MAX = 4
-#: A question reaches another replica with its next look, and its answer comes with one more of each.
+#: A question reaches another replica with its next look, its answer comes with one more of each.
 #: Some longer, so that one that has died meanwhile is known to be gone (``fleet_side.py``) before.
 _LOOKS = 6
 _TEXT_MAX = 1000
