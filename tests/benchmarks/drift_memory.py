@@ -24,7 +24,7 @@ from sidecar.monitor.drift_reference import RegisteredReference
 from sidecar.monitor.drift_watch import DriftWatch
 from sidecar.monitor.events import EventLog
 from sidecar.monitor.store import Store
-from sidecar.supervisor import worker_environment
+from sidecar.launching import worker_environment
 from tests.monitor.making import Clock, model
 
 if TYPE_CHECKING:  # what it imports is not the monitor's memory
