@@ -73,8 +73,8 @@ class Hooks:
         self._full: set[socket.socket] = set()
         self._calls: set[_Call] = set()
         self._path: Path | None = None
-        self._selector = selectors.DefaultSelector()
-        self._wake_read, self._wake_write = socket.socketpair()
+        self._selector: selectors.BaseSelector
+        self._wakes: tuple[socket.socket, ...] = ()
         self._thread = threading.Thread(target=self._run, name="hooks", daemon=True)
 
     def start(self, address: str, path: Path) -> str:
@@ -99,12 +99,13 @@ class Hooks:
             plain.close()
             raise
         self._path = path
+        self._selector, self._wakes = selectors.DefaultSelector(), socket.socketpair()
         for listener, may_begin in ((plain, False), (own, True)):
             listener.setblocking(False)
             self._listeners[listener] = may_begin
             self._selector.register(listener, selectors.EVENT_READ)
-        self._wake_read.setblocking(False)
-        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self._wakes[0].setblocking(False)
+        self._selector.register(self._wakes[0], selectors.EVENT_READ)
         self._thread.start()
         return address_of(plain)
 
@@ -127,10 +128,13 @@ class Hooks:
         self._closing = True
         self._wake()
         self._thread.join(2 * _IO_S)
+        for end in self._wakes:
+            end.close()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):
-            self._wake_write.send(b"w")
+        for end in self._wakes[1:]:
+            with contextlib.suppress(OSError):
+                end.send(b"w")
 
     # --- the thread -----------------------------------------------------------------------------
 
@@ -173,9 +177,9 @@ class Hooks:
         return None if due is None else max(0.0, due - monotonic())
 
     def _on_event(self, key: selectors.SelectorKey) -> None:
-        if key.fileobj is self._wake_read:
+        if key.fileobj is self._wakes[0]:
             with contextlib.suppress(OSError):
-                self._wake_read.recv(4096)
+                self._wakes[0].recv(4096)
         elif isinstance(key.data, _Call):
             self._on_readable(key.data)
         elif isinstance(key.fileobj, socket.socket):
