@@ -139,7 +139,8 @@ class Worker:
         gc.freeze()
         serving = self.gateway.server_ready() and not self.stop_requested.is_set()
         self._grpc.set_serving(serving=serving)
-        return bound
+        # If not before: beside other workers, who listens for probes must be ready.
+        return bound | self._grpc.start_health(addresses)
 
     def _repeat(self, transaction: str, command: dict[str, Any]) -> None:
         try:
