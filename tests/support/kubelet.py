@@ -118,6 +118,8 @@ class Pod:
                 if (found := _ADDRESS.match(value)) and int(found["port"]):
                     wanted.add(int(found["port"]))
         missing = sorted(wanted - set(known))
+        if not missing:
+            return known
         return {**known, **dict(zip(missing, free_ports(len(missing)), strict=True))}
 
     def _texts(self) -> list[str]:
