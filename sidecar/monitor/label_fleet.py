@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from sidecar.clock import Clock
@@ -24,6 +24,14 @@ logger = logging.getLogger("sidecar.monitor.labels")
 ROWS = 5000
 _STATEMENTS_MAX = 40
 _PRUNE_S = 30.0
+
+
+class Rounds(Protocol):
+    """The fleet's thread (``FleetSide``)."""
+
+    def every_sync(self, name: str, step: Callable[[Store], None]) -> None:
+        """Have something done in each round."""
+        ...
 
 
 class Room(Protocol):

@@ -33,7 +33,7 @@ from sidecar.monitor.label_answers import (
     misformed,
     said,
 )
-from sidecar.monitor.label_fleet import LabelFleet, Room
+from sidecar.monitor.label_fleet import LabelFleet, Room, Rounds
 from sidecar.monitor.label_intake import Label, LabelCounts, LabelSink
 from sidecar.monitor.label_offers import Offer
 from sidecar.monitor.label_store import LabelTables
@@ -100,11 +100,12 @@ class LateLabels(LabelSink, Room):
         self._shared = Shared()
         self.fleet: LabelFleet | None = None
 
-    def share(self) -> LabelFleet:
+    def join(self, fleet: Rounds) -> None:
         """There are other replicas; before anything else is called."""
         limits = {name: model.room.limits for name, model in self._models.items()}
-        self.fleet = LabelFleet(self, limits, self._clock)
-        return self.fleet
+        if limits:
+            self.fleet = LabelFleet(self, limits, self._clock)
+            fleet.every_sync("labels", self.fleet.sync)
 
     # --- answers ------------------------------------------------------------------------------
 

@@ -119,8 +119,7 @@ class Monitor:
         self.fleet = fleet_side(settings.store, self._keeper, clock)
         if self.fleet is not None:
             self._routing.join(self.fleet)
-            if any(self._labels.takes(model.name) for model in config.models):
-                self.fleet.every_sync("labels", self._labels.share().sync)
+            self._labels.join(self.fleet)
         self.alerts = AlertSide(
             config.alerts, lambda: self._keeper.shared, clock,
             lambda alert: self.rollback.still_stands(alert),  # noqa: PLW0108 - which comes later

@@ -29,10 +29,14 @@ class Replica(Bench):
         super().__init__(config, clock=clock, folder=folder)
         settings = StoreConfig.model_validate({"url": url, "timeout_s": 5})
         self.store = Store.connect(settings, SystemClock())
-        self.fleet = self.labels.share()
+        self.labels.join(self)
+
+    def every_sync(self, name: str, step: Callable[[Store], None]) -> None:
+        assert name == "labels"
+        self.step = step
 
     def sync(self) -> None:
-        self.fleet.sync(self.store)
+        self.step(self.store)
 
     def rows(self) -> float:
         return sum(self.cells("accuracy").values())
