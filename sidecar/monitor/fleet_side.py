@@ -17,7 +17,7 @@ from sidecar.clock import Clock
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.evidence_shared import SharedEvidence
 from sidecar.monitor.keeper import Keeper
-from sidecar.monitor.replicas import Replicas
+from sidecar.monitor.replicas import Replica, Replicas
 from sidecar.monitor.rows import StoreError
 from sidecar.monitor.shared_fold import Folder
 
@@ -66,6 +66,12 @@ class FleetSide:
     def sync_s(self) -> float:
         """Between two rounds."""
         return self._settings.sync_s
+
+    def others(self) -> list[Replica]:
+        """All that are alive but this one, as far as known here."""
+        within_s = max(_ALIVE_S, _ALIVE_SYNCS * self._settings.sync_s)
+        alive = self.replicas.alive(within_s)
+        return [one for one in alive if one.incarnation != self.replicas.incarnation]
 
     def every_sync(self, name: str, step: Step) -> None:
         """Have something done in each round, after evidence was written and read; before ``start``.

@@ -17,6 +17,7 @@ from typing import Any
 from sidecar import __version__
 from sidecar.clock import Clock
 from sidecar.config import SidecarConfig, telemetry
+from sidecar.gateway.page_files import PageFiles
 from sidecar.gateway.pages import Page
 from sidecar.monitor import calls_labels, places
 from sidecar.monitor.alert_side import AlertSide
@@ -76,7 +77,7 @@ class Monitor:
     ``start`` once, ``run`` until ``stop_requested``, which then stops everything.
 
     Args:
-        pages: the gateway's counts, for reading; none where there is no supervisor.
+        pages: the gateway's counts, for reading.
         serve_started_ns: wall clock, since when they count; 0: not known.
     """
 
@@ -87,7 +88,7 @@ class Monitor:
         source: str,
         clock: Clock,
         *,
-        pages: Sequence[Page] = (),
+        pages: Sequence[Page] | PageFiles = (),
         serve_started_ns: int = 0,
     ) -> None:
         self._config = config
@@ -101,7 +102,9 @@ class Monitor:
         settings = config.monitor
         self._evidence = evidence_of(settings.store, clock)
         self._events = EventLog(clock)
-        self._routing = RoutingSide(config, base_dir, self._evidence, clock)
+        self._routing = RoutingSide(
+            config, base_dir, self._evidence, clock, lambda: self._keeper.shared
+        )
         self.measures = Measures(pages, config, serve_started_ns, self._routing.routes.shares)
         self.telling = Telling(telemetry(config), self.measures.exemplar, clock)
         self._drift = DriftSide(config, self._events, self._state_dir, self.telling, clock)
@@ -120,6 +123,9 @@ class Monitor:
             settings.store, lambda: self._keeper.shared, self.fleet, clock,
             lambda: self.rollback.led_anew(),  # noqa: PLW0108 - likewise
         )  # fmt: skip
+        if self.fleet is not None:
+            self._routing.join(self.fleet)
+            self._labels.join(self.fleet)
         self.alerts = AlertSide(
             config.alerts, lambda: self._keeper.shared, clock,
             lambda alert: self.rollback.still_stands(alert),  # noqa: PLW0108 - which comes later
@@ -189,6 +195,8 @@ class Monitor:
         """
         self._drift.start()
         self._keeper.open()
+        if self.fleet is not None:
+            self.fleet.start()  # before copies are loaded: a fresh gateway waits for its route
         self.alerts.start()
         bound = self._listeners.start(grpc_address, http_address)
         # In a thread of its own, so that a signal is heard while a large model loads; and the
@@ -213,8 +221,6 @@ class Monitor:
         if failed:
             raise failed[0]
         self._judge.look(quiet=True)
-        if self.fleet is not None:
-            self.fleet.start()
         self.leadership.start()
         self.rollback.start()
         self._listener = ExchangeListener(
