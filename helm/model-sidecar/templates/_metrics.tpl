@@ -1,12 +1,5 @@
 {{/* What Prometheus and Grafana get. */}}
 
-{{/* Ends with a message where there would be nothing to scrape: `dict "root" . "value" NAME`. */}}
-{{- define "model-sidecar.mustTellPrometheus" -}}
-{{- if ne (include "model-sidecar.metricsExporter" .root) "prometheus" -}}
-{{- fail (printf "%s.enabled: the monitor offers no Prometheus endpoint. It does with metrics.enabled and monitor.enabled, unless config.telemetry sends metrics elsewhere" .value) -}}
-{{- end -}}
-{{- end -}}
-
 {{/* `metadata` of an object with a namespace, labels and annotations of its own: `dict "root" . "at" VALUES`, with `suffix` and `annotations` if wanted. */}}
 {{- define "model-sidecar.elsewhere" -}}
 {{- $annotations := merge (dict) (default dict .at.annotations) (default dict .annotations) .root.Values.commonAnnotations -}}
