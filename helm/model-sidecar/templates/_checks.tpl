@@ -245,6 +245,9 @@ gpu.container is model, and there is no model container: set model.image, or gpu
 {{- if and .Values.gpu.count (eq .Values.gpu.container "monitor") (not .Values.monitor.enabled) }}
 gpu.container is monitor, and monitor.enabled is false: leave one away
 {{- end }}
+{{- if and .Values.gpu.monitorCount (eq .Values.gpu.container "monitor") }}
+gpu.monitorCount is {{ .Values.gpu.monitorCount }}, and gpu.container is monitor: say it once
+{{- end }}
 {{- if and .Values.service.headless (ne .Values.service.type "ClusterIP") }}
 service.headless is true with service.type {{ .Values.service.type }}: a headless Service has the type ClusterIP
 {{- end }}
@@ -252,15 +255,15 @@ service.headless is true with service.type {{ .Values.service.type }}: a headles
 
 {{- define "model-sidecar.checks.metrics" -}}
 {{- $exporter := include "model-sidecar.metricsExporter" . -}}
-{{- if and .Values.monitor.enabled (ne $exporter "prometheus") -}}
+{{- if ne $exporter "prometheus" -}}
 {{- range $key := list "serviceMonitor" "podMonitor" -}}
 {{- if (index $.Values.metrics $key).enabled }}
-metrics.{{ $key }}.enabled is true, and there is nothing to scrape ({{ if $exporter }}config.telemetry sends metrics by {{ $exporter }}{{ else }}metrics.enabled is false{{ end }}): set config.telemetry.metrics.exporter: prometheus
+metrics.{{ $key }}.enabled is true, and there is nothing to scrape ({{ if not $.Values.monitor.enabled }}monitor.enabled is false{{ else if $exporter }}config.telemetry sends metrics by {{ $exporter }}{{ else }}metrics.enabled is false{{ end }}): set config.telemetry.metrics.exporter: prometheus
 {{- end }}
 {{- end -}}
 {{- end -}}
-{{- if and .Values.metrics.serviceMonitor.enabled (not .Values.service.enabled) }}
-metrics.serviceMonitor.enabled is true, and service.enabled is false: take metrics.podMonitor
+{{- if and .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled }}
+metrics.serviceMonitor.enabled and metrics.podMonitor.enabled are true, and each series would come twice: leave one away
 {{- end }}
 {{- end -}}
 
