@@ -245,6 +245,9 @@ gpu.container is model, and there is no model container: set model.image, or gpu
 {{- if and .Values.gpu.count (eq .Values.gpu.container "monitor") (not .Values.monitor.enabled) }}
 gpu.container is monitor, and monitor.enabled is false: leave one away
 {{- end }}
+{{- if and .Values.gpu.monitorCount (eq .Values.gpu.container "monitor") }}
+gpu.monitorCount is {{ .Values.gpu.monitorCount }}, and gpu.container is monitor: say it once
+{{- end }}
 {{- if and .Values.service.headless (ne .Values.service.type "ClusterIP") }}
 service.headless is true with service.type {{ .Values.service.type }}: a headless Service has the type ClusterIP
 {{- end }}
@@ -259,8 +262,8 @@ metrics.{{ $key }}.enabled is true, and there is nothing to scrape ({{ if $expor
 {{- end }}
 {{- end -}}
 {{- end -}}
-{{- if and .Values.metrics.serviceMonitor.enabled (not .Values.service.enabled) }}
-metrics.serviceMonitor.enabled is true, and service.enabled is false: take metrics.podMonitor
+{{- if and .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled }}
+metrics.serviceMonitor.enabled and metrics.podMonitor.enabled are true, and each series would come twice: leave one away
 {{- end }}
 {{- end -}}
 

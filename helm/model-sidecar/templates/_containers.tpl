@@ -53,7 +53,7 @@ ordinary
     {{- end }}
     {{- end }}
   env:
-    {{- include "model-sidecar.env" (dict "root" . "secrets" (include "model-sidecar.gatewaySecrets" . | fromYaml).names "extra" $values.env) | nindent 4 }}
+    {{- include "model-sidecar.env" (dict "root" . "name" "gateway" "secrets" (include "model-sidecar.gatewaySecrets" . | fromYaml).names "extra" $values.env) | nindent 4 }}
   {{- with $values.envFrom }}
   envFrom:
     {{- toYaml . | nindent 4 }}
@@ -104,7 +104,7 @@ ordinary
     {{- end }}
     {{- end }}
   env:
-    {{- include "model-sidecar.env" (dict "root" . "secrets" (keys .Values.secrets | sortAlpha) "store" true "extra" $values.env) | nindent 4 }}
+    {{- include "model-sidecar.env" (dict "root" . "name" "monitor" "secrets" (keys .Values.secrets | sortAlpha) "store" true "extra" $values.env) | nindent 4 }}
   {{- with $values.envFrom }}
   envFrom:
     {{- toYaml . | nindent 4 }}
@@ -125,7 +125,7 @@ ordinary
     {{- include "model-sidecar.sidecarMounts" . | nindent 4 }}
     - name: sidecar-tmp-monitor
       mountPath: /tmp
-    {{- if (include "model-sidecar.clusterActions" . | fromYaml).actions }}
+    {{- if include "model-sidecar.callsKubernetes" . }}
     - name: sidecar-token
       mountPath: /var/run/secrets/kubernetes.io/serviceaccount
       readOnly: true
@@ -162,9 +162,9 @@ grpc:
 {{- define "model-sidecar.resources" -}}
 {{- $resources := deepCopy (default dict .resources) -}}
 {{- $gpu := .root.Values.gpu -}}
-{{- if and $gpu.count (eq .name (include "model-sidecar.gpuContainer" .root)) -}}
+{{- with include "model-sidecar.devices" . -}}
 {{- $limits := default dict $resources.limits -}}
-{{- $_ := set $limits $gpu.resource (toString $gpu.count) -}}
+{{- $_ := set $limits $gpu.resource . -}}
 {{- $_ := set $resources "limits" $limits -}}
 {{- end -}}
 {{- toYaml $resources -}}
@@ -227,6 +227,14 @@ preStop:
 {{- define "model-sidecar.env" -}}
 {{- $values := .root.Values -}}
 {{- $env := list (dict "name" "HOME" "value" "/tmp") -}}
+{{- if and .name (include "model-sidecar.hidesDevices" .) -}}
+{{- $env = append $env (dict "name" "NVIDIA_VISIBLE_DEVICES" "value" "void") -}}
+{{- end -}}
+{{- if eq (default "" .name) "monitor" -}}
+{{- range $name, $path := dict "POD_NAME" "metadata.name" "POD_UID" "metadata.uid" "POD_NAMESPACE" "metadata.namespace" "NODE_NAME" "spec.nodeName" -}}
+{{- $env = append $env (dict "name" $name "valueFrom" (dict "fieldRef" (dict "fieldPath" $path))) -}}
+{{- end -}}
+{{- end -}}
 {{- if and .store $values.store.postgresql.existingSecret -}}
 {{- $reference := dict "name" $values.store.postgresql.existingSecret "key" $values.store.postgresql.key -}}
 {{- $env = append $env (dict "name" "MODEL_SIDECAR_STORE_URL" "valueFrom" (dict "secretKeyRef" $reference)) -}}

@@ -42,7 +42,7 @@
     secretName: {{ . }}
     defaultMode: 0440
 {{- end }}
-{{- if (include "model-sidecar.clusterActions" . | fromYaml).actions }}
+{{- if include "model-sidecar.callsKubernetes" . }}
 - name: sidecar-token
   projected:
     defaultMode: 0440
@@ -228,6 +228,8 @@ topologySpreadConstraints:
     labelSelector:
       matchLabels:
         {{- include "model-sidecar.selectorLabels" $ | nindent 8 }}
+    # A rollout's new pods are spread among themselves, not around the old ones that go.
+    matchLabelKeys: [pod-template-hash]
   {{- end }}
 {{- end -}}
 {{- end -}}
