@@ -96,9 +96,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "store.persistence.accessModes": {
         "type": "array",
         "minItems": 1,
-        "items": {
-            "enum": ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]
-        },
+        "items": {"enum": ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]},
     },
     "service.type": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
     "service.annotations": _TEXTS,
@@ -117,6 +115,40 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gpu.count": _COUNT,
     "gpu.container": {"enum": ["", "model", "gateway", "monitor"]},
     "terminationGracePeriodSeconds": {"type": ["integer", "null"], "minimum": 1},
+    **dict.fromkeys(
+        (
+            f"networkPolicy.egress.{name}.ports"
+            for name in ("postgresql", "telemetry", "alerts", "apiServer", "upstreams", "models")
+        ),
+        {"type": "array", "items": _PORT},
+    ),
+    **dict.fromkeys(
+        (
+            f"metrics.{name}.{key}"
+            for name in ("podMonitor", "serviceMonitor", "rules", "dashboards")
+            for key in ("labels", "annotations")
+        ),
+        _TEXTS,
+    ),
+    "metrics.rules.scope": {"enum": ["release", "all"]},
+    "metrics.rules.alertLabels": _TEXTS,
+    "metrics.rules.disabled": _NAMES,
+    "rbac.actions": {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["kind", "namespace", "name"],
+            "properties": {
+                "kind": {"enum": ["deployment", "argo", "kserve"]},
+                "namespace": {"type": "string", "minLength": 1},
+                "name": {"type": "string", "minLength": 1},
+            },
+        },
+    },
+    "gpu.monitorCount": _COUNT,
+    "autoscaling.queue.averageValue": _QUANTITY,
+    "podDisruptionBudget.unhealthyPodEvictionPolicy": {"enum": ["AlwaysAllow", "IfHealthyBudget"]},
 }
 #: Passed on as Kubernetes takes it, wherever it stands.
 _AS_KUBERNETES = {
