@@ -33,7 +33,8 @@ def model(name: str, action: Object | None, **rollback: Any) -> Object:
 def rendered(*models: Object, **values: Any) -> list[Object]:
     """What the chart makes for these models."""
     store = {"postgresql": {"existingSecret": "store"}}
-    return helm.objects(helm.render({"config": {"models": list(models)}, "store": store, **values}))
+    values = {"config": {"models": list(models)}, "store": store, **values}
+    return helm.objects(helm.render(values))
 
 
 def granted(objects: list[Object]) -> dict[str, list[Object]]:
@@ -117,7 +118,10 @@ def test_nothing_calls_kubernetes_and_there_is_no_right_and_no_token(models):
 
 
 def test_without_a_monitor_nobody_acts():
-    objects = rendered(model("a", {"kind": "deployment", **NAME}), monitor={"enabled": False})
+    objects = rendered(
+        model("a", {"kind": "deployment", **NAME}), monitor={"enabled": False},
+        store={"persistence": {"enabled": True}},
+    )  # fmt: skip
     assert granted(objects) == {}
     assert not has_token(objects)
 

@@ -255,10 +255,10 @@ service.headless is true with service.type {{ .Values.service.type }}: a headles
 
 {{- define "model-sidecar.checks.metrics" -}}
 {{- $exporter := include "model-sidecar.metricsExporter" . -}}
-{{- if ne $exporter "prometheus" -}}
+{{- if and .Values.monitor.enabled (ne $exporter "prometheus") -}}
 {{- range $key := list "serviceMonitor" "podMonitor" -}}
 {{- if (index $.Values.metrics $key).enabled }}
-metrics.{{ $key }}.enabled is true, and there is nothing to scrape ({{ if not $.Values.monitor.enabled }}monitor.enabled is false{{ else if $exporter }}config.telemetry sends metrics by {{ $exporter }}{{ else }}metrics.enabled is false{{ end }}): set config.telemetry.metrics.exporter: prometheus
+metrics.{{ $key }}.enabled is true, and there is nothing to scrape ({{ if $exporter }}config.telemetry sends metrics by {{ $exporter }}{{ else }}metrics.enabled is false{{ end }}): set config.telemetry.metrics.exporter: prometheus
 {{- end }}
 {{- end -}}
 {{- end -}}
