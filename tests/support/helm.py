@@ -1,7 +1,7 @@
 """The real Helm, without a network: charts linted and rendered, and what they render, read.
 
-Each `ci/NAME-values.yaml` is one feature. A first line `# kubernetes: >=1.31` says which clusters it
-is for; for the others the chart refuses.
+Each `ci/NAME-values.yaml` is one feature. A first line `# kubernetes: >=1.31` says which clusters
+it is for; for the others the chart refuses.
 """
 
 from __future__ import annotations
@@ -55,9 +55,8 @@ def run(*arguments: str | Path, folder: Path | None = None) -> str:
     Raises:
         HelmError: it failed; with what it printed.
     """
-    home = _home()
-    environ = {**os.environ, "HELM_CACHE_HOME": home, "HELM_CONFIG_HOME": home,
-               "HELM_DATA_HOME": home, "HELM_NO_PLUGINS": "1", "KUBECONFIG": os.devnull}  # fmt: skip
+    homes = dict.fromkeys(("HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"), _home())
+    environ = {**os.environ, **homes, "HELM_NO_PLUGINS": "1", "KUBECONFIG": os.devnull}
     done = subprocess.run(
         [str(Path(sys.executable).with_name("helm")), *map(str, arguments)],
         env=environ, cwd=folder, capture_output=True, text=True, check=False, timeout=120,
@@ -170,6 +169,21 @@ def config_text(found: list[Object]) -> str:
 def config(found: list[Object]) -> SidecarConfig:
     """The rendered configuration as the sidecar takes it. Its variables must be set."""
     return parse(yaml.safe_load(config_text(found)), base_dir=Path("/etc/model-sidecar"))
+
+
+def variables(found: list[Object]) -> dict[str, str]:
+    """Something for each secret that the pod's containers get as a variable."""
+    references = [
+        variable
+        for container in containers(found).values()
+        for variable in container.get("env", [])
+        if "secretKeyRef" in variable.get("valueFrom", {})
+    ]
+    url = "postgresql://sidecar:secret@database:5432/evidence"
+    return {
+        item["name"]: url if item["name"] == "MODEL_SIDECAR_STORE_URL" else "https://a-secret"
+        for item in references
+    }
 
 
 def validate(item: Object, kubernetes: str) -> None:
