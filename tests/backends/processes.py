@@ -171,13 +171,17 @@ class Prometheus(Backend):
         *,
         rules: Sequence[Path] = (),
         interval: str = "1s",
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         assert PROMETHEUS, NO_PROMETHEUS
         config = {
             "global": {"scrape_interval": interval, "evaluation_interval": interval},
             "rule_files": [str(path) for path in rules],
             "scrape_configs": [
-                {"job_name": "model-sidecar", "static_configs": [{"targets": list(targets)}]}
+                {
+                    "job_name": "model-sidecar",
+                    "static_configs": [{"targets": list(targets), "labels": dict(labels or {})}],
+                }
             ],
         }
         path = folder / "prometheus.yml"

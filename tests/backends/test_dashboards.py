@@ -33,6 +33,7 @@ FILLED = {
     "$version": ".*",
     "$variant": ".*",
     "$column": ".*",
+    "$namespace": ".*",
     "$instance": ".*",
 }
 NAMES = sorted(DASHBOARDS)
@@ -52,6 +53,24 @@ def targets() -> Iterator[tuple[str, dict[str, Any]]]:
         for panel in panels(name):
             for target in panel["targets"]:
                 yield f"{name}: {panel['title']} {target['refId']}", target
+
+
+def events() -> Iterator[tuple[str, str]]:
+    """Of every event that is marked in panels where it is, and its query."""
+    for name in NAMES:
+        for one in loaded(name)["annotations"]["list"]:
+            yield f"{name}: {one['name']}", one["expr"]
+
+
+def links(found: Any) -> Iterator[str]:
+    """Every address of a link, however deep."""
+    if isinstance(found, dict):
+        if isinstance(found.get("url"), str):
+            yield found["url"]
+        found = list(found.values())
+    if isinstance(found, list):
+        for one in found:
+            yield from links(one)
 
 
 def variables() -> Iterator[tuple[str, str]]:
@@ -94,8 +113,34 @@ def test_a_dashboard_is_complete(name):
     for variable in others:
         assert f"${variable['name']}" in used, "nothing is chosen by it"
     assert set(re.findall(r"\$\{?(\w+)", used)) <= {
-        "datasource", "__rate_interval", "__range", *(v["name"] for v in others)
+        "datasource", "__rate_interval", "__range", "__url_time_range", "__value", "__data",
+        "__field", *(v["name"] for v in others),
     }  # fmt: skip
+    marked = json.dumps(one["annotations"])
+    assert set(re.findall(r"\$\{?(\w+)", marked)) <= {"datasource", *(v["name"] for v in others)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fleet_can_be_told_apart(name):
+    chosen = [one["name"] for one in loaded(name)["templating"]["list"]]
+    assert chosen[1:3] == ["namespace", "instance"]
+    for panel in panels(name):
+        for target in panel["targets"]:
+            # Of all instances: what Prometheus says of rules, which may be about several.
+            wanted = 1 if "ALERTS{" in target["expr"] else 2
+            for place in ('namespace=~"$namespace"', 'instance=~"$instance"')[:wanted]:
+                assert place in target["expr"], panel["title"]
+
+
+def test_links_lead_to_a_dashboard_and_choose_what_it_has():
+    found = {url for name in NAMES for url in links(loaded(name)["panels"])}
+    assert len(found) >= 5
+    for url in found:
+        match = re.match(r"/d/model-sidecar-(\w+)\?", url)
+        assert match, url
+        names = {one["name"] for one in loaded(match[1])["templating"]["list"]}
+        assert set(re.findall(r"var-(\w+)=", url)) <= names, url
+        assert set(re.findall(r"\$\{(\w+):queryparam\}", url)) <= names, url
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -137,6 +182,7 @@ def test_every_name_is_one_that_is_told():
         for problem in promql.undeclared(target["expr"])
     ]
     found += [problem for selector, _ in variables() for problem in promql.undeclared(selector)]
+    found += [problem for _, expr in events() for problem in promql.undeclared(expr)]
     for selector, label in variables():
         [name] = promql.metrics(selector)
         if label not in promql.labels(promql.series()[name]):
@@ -194,8 +240,9 @@ def prometheus(tmp_path_factory):
         telemetry.observe(everything.points)
         host, port = telemetry.prometheus.address
         with Prometheus(
-            tmp_path_factory.mktemp("prometheus"), [f"{host}:{port}"], rules=FILES
-        ) as running:
+            tmp_path_factory.mktemp("prometheus"), [f"{host}:{port}"], rules=FILES,
+            labels={"namespace": "shop"},
+        ) as running:  # fmt: skip
             query = "count_over_time(model_sidecar_mirror_queue_bytes[1m]) >= 4"
             until(lambda: running.vector(query), "a few scrapes are there")
             yield running
@@ -218,6 +265,16 @@ def test_every_panel_shows_something(prometheus):
             none = not any(label in labels for labels, _ in found)
             wrong += [f"{where}: no series has a {label}"] * none
     assert wrong == []
+
+
+@needs_prometheus
+@pytest.mark.timeout(READY_WITHIN_S + 60)
+def test_every_event_is_marked_once_it_happens(prometheus):
+    for where, expr in events():
+        found = prometheus.vector(filled(expr))
+        assert {labels["state"] for labels, _ in found} == {
+            "suspect", "regressed", "rolled_back", "blocked"
+        }, where  # fmt: skip
 
 
 @needs_prometheus

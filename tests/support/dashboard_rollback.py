@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from exporters import instruments as known
+from tests.support.dashboard_parts import MODEL, PLACE, ROLLBACKS, models
 from tests.support.grafana import (
     GREEN,
     GREY,
@@ -13,14 +14,13 @@ from tests.support.grafana import (
     Query,
     dashboard,
     field_override,
+    link,
     series,
     stat,
     table,
     timeline,
-    variable,
 )
 
-MODEL = 'model_name=~"$model"'
 _EVIDENCE = known.ROLLBACK_EVIDENCE.prometheus_name
 _ALERTS_AT = known.ROLLBACK_THRESHOLD.prometheus_name
 _ACTS_AT = known.ROLLBACK_THRESHOLD_ACT.prometheus_name
@@ -95,6 +95,12 @@ def _evidence() -> list[Panel]:
                       thresholds={"mode": "absolute", "steps": [
                           {"color": GREEN, "value": None}, {"color": YELLOW, "value": 0.8},
                           {"color": RED, "value": 1}]}),
+                  field_override("Model", links=[
+                      link("Its traffic", "traffic", model="${__value.text}"),
+                      link("Its drift", "drift", model="${__value.text}")]),
+                  field_override("New", links=[
+                      link("Its agreement", "agreement",
+                           model='${__data.fields["Model"]}')]),
               ],
               sort=[{"displayName": "Of what alerts", "desc": True}], height=9),
     ]  # fmt: skip
@@ -124,7 +130,8 @@ def _decided() -> list[Panel]:
                [Query(f"max by ({BY_PAIR}, action, state) ({_ACTION}{{{MODEL}}})",
                       f"{PAIR}: {{{{action}}}} {{{{state}}}}")], "none", width=8),
         series("Alerts that wait", "That their channel has not taken yet; of all models.",
-               [Query(f"sum by (channel) ({_WAITING})", "{{channel}}")], "none", width=8),
+               [Query(f"sum by (channel) ({_WAITING}{{{PLACE}}})", "{{channel}}")], "none",
+               width=8),
     ]  # fmt: skip
 
 
@@ -151,9 +158,10 @@ def rollback() -> Json:
     return dashboard(
         "model-sidecar-rollback", "Model sidecar / Rollback",
         "Each new version beside the previous one: evidence, states, decisions and actions.",
-        [variable("model", "Model", f"label_values({_STATE}, model_name)", "Of which models.")],
+        models(_STATE),
         [("Now", _now()), ("Evidence", _evidence()), ("Decisions", _decided()),
          ("Late labels", _labels())],
+        [ROLLBACKS],
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from exporters import instruments as known
 from exporters.instruments import Instrument
+from tests.support.dashboard_parts import ANCHOR, MODEL, PLACE, ROLLBACKS, SPACE, models, places
 from tests.support.dashboard_rollback import rollback
 from tests.support.grafana import (
     GREEN,
@@ -22,6 +23,7 @@ from tests.support.grafana import (
     dashboard,
     field_override,
     heatmap,
+    link,
     mapping,
     named_override,
     series,
@@ -37,13 +39,9 @@ CALLS = known.CALL_DURATION.prometheus_name
 STAGES = known.INFERENCE_DURATION.prometheus_name
 SQNR = known.COMPARISON_SQNR.prometheus_name
 #: Of the chosen models, versions and variants.
-CHOSEN = 'model_name=~"$model",model_version=~"$version",variant=~"$variant"'
-MODEL = 'model_name=~"$model"'
+CHOSEN = f'{MODEL},model_version=~"$version",variant=~"$variant"'
 VERSION = "{{model_name}} {{model_version}}/{{variant}}"
 BY_VERSION = "model_name, model_version, variant"
-
-#: Every variant that was executed has it, by whom and wherever.
-_ANCHOR = f"{STAGES}_count"
 
 
 def rate(one: Instrument, by: str = "", chosen: str = CHOSEN) -> str:
@@ -79,15 +77,12 @@ def buckets(name: str, chosen: str) -> str:
 
 # --- variables ------------------------------------------------------------------------------------
 
-MODELS = variable(
-    "model", "Model", f"label_values({_ANCHOR}, model_name)", "Of which models."
-)  # fmt: skip
 VERSIONS = variable(
-    "version", "Version", f"label_values({_ANCHOR}{{{MODEL}}}, model_version)", "Of which versions."
+    "version", "Version", f"label_values({ANCHOR}{{{MODEL}}}, model_version)", "Of which versions."
 )  # fmt: skip
 VARIANTS = variable(
     "variant", "Variant",
-    f'label_values({_ANCHOR}{{{MODEL},model_version=~"$version"}}, variant)',
+    f'label_values({ANCHOR}{{{MODEL},model_version=~"$version"}}, variant)',
     "Of which variants: forms of a version (fp32, int8, …).",
 )  # fmt: skip
 
@@ -115,7 +110,7 @@ def _traffic_now() -> list[Panel]:
         stat("Refused",
              "Requests per second turned away because a bound was reached "
              "(admission.max_requests, max_bytes, max_streams). Of all models.",
-             rate(known.REQUESTS, "", 'outcome="refused"') + " or vector(0)", "reqps",
+             rate(known.REQUESTS, "", f'{PLACE},outcome="refused"') + " or vector(0)", "reqps",
              steps=((GREEN, None), (RED, 0.01))),
         stat("Answered by a fallback",
              "Requests per second that another variant answered because the serving one failed.",
@@ -161,10 +156,16 @@ def _traffic_latency() -> list[Panel]:
         series("Where the time goes",
                "Mean time of each stage; together they are the request's. `queue` grows with "
                "load, `execute` with the model.",
-               [Query(mean(STAGES, "stage", _STAGES_SERVING), "{{stage}}")], "s", stacked=True),
+               [Query(mean(STAGES, "stage", _STAGES_SERVING), "{{stage}}")], "s", stacked=True,
+               width=8),
         series("p95 by stage", "Each stage by itself: the sum of these is not the request's p95.",
                [Query(quantile(0.95, STAGES, "stage", _STAGES_SERVING), "{{stage}}",
-                      exemplars=True)], "s"),
+                      exemplars=True)], "s", width=8),
+        series("Stages by version",
+               "Mean time of each stage, version by version: whether a new one is slower, and in "
+               "what.",
+               [Query(mean(STAGES, f"{BY_VERSION}, stage", _STAGES_SERVING),
+                      f"{VERSION} {{{{stage}}}}")], "s", width=8),
         series("Executing, by variant",
                "Mean time in the model: what serves, and what the mirror runs beside it (at low "
                "priority, so slower than it would serve).",
@@ -172,6 +173,27 @@ def _traffic_latency() -> list[Panel]:
                       f"{VERSION} ({{{{role}}}})")], "s"),
         heatmap("Executing", "How long the model itself took; serving alone.",
                 Query(buckets(STAGES, f'{_STAGES_SERVING},stage="execute"'), heatmap=True), "s"),
+    ]  # fmt: skip
+
+
+def _traffic_pods() -> list[Panel]:
+    look = {"links": [link("Health of this one", "health",
+                           instance="${__field.labels.instance}")]}  # fmt: skip
+    everything = [named_override(".*", **look)]
+    return [
+        series("Requests by pod",
+               "One that gets much more than others is one that clients hold on to: gRPC keeps "
+               "its connections (gateway.grpc.max_connection_age_s).",
+               [Query(rate(known.REQUESTS, "instance"), "{{instance}}")], "reqps", width=8,
+               overrides=everything),
+        series("p99 by pod", "One that is slower than others has a sick device or a busy node.",
+               [Query(quantile(0.99, CALLS, "instance", CHOSEN), "{{instance}}")], "s", width=8,
+               overrides=everything),
+        series("Waiting by pod",
+               "Mean time that a request waited for its turn: what more replicas take away, and "
+               "what an autoscaler may go by.",
+               [Query(mean(STAGES, "instance", f'{_STAGES_SERVING},stage="queue"'),
+                      "{{instance}}")], "s", width=8, overrides=everything),
     ]  # fmt: skip
 
 
@@ -199,9 +221,10 @@ def traffic() -> Json:
     return dashboard(
         "model-sidecar-traffic", "Model sidecar / Traffic and latency",
         "Requests, their outcomes, and how long each stage takes, by model, version and variant.",
-        [MODELS, VERSIONS, VARIANTS],
+        [*models(), VERSIONS, VARIANTS],
         [("Now", _traffic_now()), ("Requests", _traffic_requests()),
-         ("Latency", _traffic_latency()), ("Work", _traffic_work())],
+         ("Latency", _traffic_latency()), ("Pods", _traffic_pods()), ("Work", _traffic_work())],
+        [ROLLBACKS],
     )  # fmt: skip
 
 
@@ -212,6 +235,17 @@ _BOUND = known.DISAGREEMENT_BOUND.prometheus_name
 _RESULTS = known.COMPARISON_RESULTS.prometheus_name
 _PAIR = f"{BY_VERSION}, output"
 _OUTPUT = VERSION + " {{output}}"
+
+
+def _model_links(*others: str) -> Json:
+    """From a model in a table to what else is known of it."""
+    titles = {"traffic": "Its traffic", "agreement": "Its agreement", "drift": "Its drift",
+              "rollback": "Its versions"}  # fmt: skip
+    return field_override("Model", links=[
+        link(titles[name], name, model="${__value.text}") for name in ("traffic", *others)
+    ])  # fmt: skip
+
+
 _VERDICT_COLORS = [
     field_override(verdict, color={"mode": "fixed", "fixedColor": color})
     for verdict, color in (("PASS", GREEN), ("FAIL", YELLOW), ("INVALID", RED))
@@ -220,8 +254,8 @@ _VERDICT_COLORS = [
 
 def _agreement_now() -> list[Panel]:
     counted = f"sum(increase({_RESULTS}{{{CHOSEN}%s}}[$__range]))"
-    taken = rate(known.MIRROR_EXCHANGES, "", "")
-    compared = rate(known.MIRROR_EXCHANGES, "", 'outcome="compared"')
+    taken = rate(known.MIRROR_EXCHANGES, "", PLACE)
+    compared = rate(known.MIRROR_EXCHANGES, "", f'{PLACE},outcome="compared"')
     return [
         stat("Disagree at most",
              "The largest of the bounds: what the share of disagreeing requests is at most, at "
@@ -260,7 +294,7 @@ def _agreement_versions() -> list[Panel]:
             {"model_name": "Model", "model_version": "Version", "variant": "Variant",
              "output": "Output"},
             overrides=[field_override("At most", custom__cellOptions={
-                "type": "gauge", "mode": "gradient"}, min=0, max=1)],
+                "type": "gauge", "mode": "gradient"}, min=0, max=1), _model_links("rollback")],
             sort=[{"displayName": "At most", "desc": True}],
         ),
         series("Disagreement and its bound",
@@ -288,15 +322,17 @@ def _agreement_versions() -> list[Panel]:
 def _agreement_mirror() -> list[Panel]:
     return [
         series("Sampled exchanges", "What became of them; of all models.",
-               [Query(rate(known.MIRROR_EXCHANGES, "outcome", ""), "{{outcome}}")], "ops",
+               [Query(rate(known.MIRROR_EXCHANGES, "outcome", PLACE), "{{outcome}}")], "ops",
                stacked=True, width=8),
         series("Not compared, by reason",
                "Dropped for want of room or time, set aside, or of a kind that is not mirrored.",
-               [Query(rate(known.MIRROR_EXCHANGES, "outcome, reason", 'outcome!="compared"'),
-                      "{{outcome}} {{reason}}")], "ops", stacked=True, width=8),
+               [Query(rate(known.MIRROR_EXCHANGES, "outcome, reason",
+                           f'{PLACE},outcome!="compared"'), "{{outcome}} {{reason}}")], "ops",
+               stacked=True, width=8),
         series("Waiting",
                "Bytes of exchanges that wait to be compared; bounded by the configuration.",
-               [Query(f"sum({known.MIRROR_QUEUE.prometheus_name})", "waiting")], "bytes", width=8),
+               [Query(f"sum({known.MIRROR_QUEUE.prometheus_name}{{{PLACE}}})", "waiting")],
+               "bytes", width=8),
     ]  # fmt: skip
 
 
@@ -305,9 +341,10 @@ def agreement() -> Json:
     return dashboard(
         "model-sidecar-agreement", "Model sidecar / Agreement",
         "How often variants disagree with their reference on live requests, and at most.",
-        [MODELS, VERSIONS, VARIANTS],
+        [*models(), VERSIONS, VARIANTS],
         [("Now", _agreement_now()), ("Variants", _agreement_versions()),
          ("The mirror", _agreement_mirror())],
+        [ROLLBACKS],
     )  # fmt: skip
 
 
@@ -363,6 +400,7 @@ def drift() -> Json:
                         {"color": RED, "value": 1}]}),
                 field_override("State", mappings=[mapping(words)], custom__cellOptions={
                     "type": "color-text"}),
+                _model_links("agreement", "rollback"),
             ],
             sort=[{"displayName": "Of the threshold", "desc": True}], height=10,
         ),
@@ -379,16 +417,37 @@ def drift() -> Json:
     return dashboard(
         "model-sidecar-drift", "Model sidecar / Drift",
         "Whether inputs and outputs are still distributed as in the reference, column by column.",
-        [MODELS, variable("column", "Column", f"label_values({_SCORE}{{{MODEL}}}, column)",
-                          "Of which columns.")],
+        [*models(_SCORE), variable("column", "Column", f"label_values({_SCORE}{{{MODEL}}}, column)",
+                                   "Of which columns.")],
         [("Now", now), ("Columns", columns)],
+        [ROLLBACKS],
     )  # fmt: skip
 
 
 # --- the sidecar itself ---------------------------------------------------------------------------
 
 _UP = known.TELEMETRY_UP.prometheus_name
-_OURS = 'instance=~"$instance"'
+_OURS = PLACE
+
+
+def _firing() -> list[Panel]:
+    """What Prometheus says of the rules that ship beside these dashboards."""
+    ours = f'alertname=~"Model.+|Rollback.+",{SPACE}'
+    by = "namespace, alertname, severity, model_name, instance"
+    return [
+        table("Alerts that fire",
+              "Of the rules in helm/model-sidecar/rules, where Prometheus has them; "
+              "docs/runbooks.md has a section for each.",
+              [(f'max by ({by}) (ALERTS{{{ours},alertstate="firing"}})', "Firing", "none")],
+              ("Value", "Value #A"),
+              {"severity": "Severity", "alertname": "Alert", "model_name": "Model",
+               "namespace": "Namespace", "instance": "Instance"},
+              overrides=[_model_links("drift", "rollback")], width=12, height=7),
+        timeline("Alerts over time", "When each fired. A gap: it did not.",
+                 Query(f'max by (alertname) (ALERTS{{{ours},alertstate="firing"}})',
+                       "{{alertname}}"),
+                 words={1: ("fires", RED)}, width=12, height=7),
+    ]  # fmt: skip
 
 
 def health() -> Json:
@@ -456,9 +515,9 @@ def health() -> Json:
     return dashboard(
         "model-sidecar-health", "Model sidecar / Health of the sidecar",
         "What the sidecar itself loses, and whether anybody hears it.",
-        [variable("instance", "Instance", f"label_values({_ANCHOR}, instance)",
-                  "Of which sidecars.")],
-        [("Now", now), ("Gateway", gateway), ("Monitor", monitor), ("Telemetry", telemetry)],
+        places(known.ROUTE_VERSION.prometheus_name),
+        [("Now", now), ("Alerts", _firing()), ("Gateway", gateway), ("Monitor", monitor),
+         ("Telemetry", telemetry)],
     )  # fmt: skip
 
 

@@ -299,12 +299,33 @@ _SOURCE = {
 }
 
 
+def link(title: str, name: str, **chosen: str) -> Json:
+    """A link from a value to the dashboard ``model-sidecar-NAME``, at the same time and place.
+
+    Args:
+        chosen: a variable of that dashboard → what it is to be; others are all.
+    """
+    kept = "${__url_time_range}&${datasource:queryparam}&${namespace:queryparam}"
+    more = "".join(f"&var-{key}={value}" for key, value in chosen.items())
+    return {"title": title, "url": f"/d/model-sidecar-{name}?{kept}{more}", "targetBlank": False}
+
+
+def event(name: str, expr: str, text: str, color: str) -> Json:
+    """A line in every panel for each time at which ``expr`` begins to give something."""
+    return {
+        "name": name, "datasource": DATASOURCE, "enable": True, "hide": False, "iconColor": color,
+        "expr": expr, "step": "60s", "titleFormat": name, "textFormat": text, "tagKeys": "",
+        "useValueForTime": False,
+    }  # fmt: skip
+
+
 def dashboard(
     uid: str,
     title: str,
     description: str,
     variables: Sequence[Json],
     rows: Sequence[tuple[str, Sequence[Panel]]],
+    events: Sequence[Json] = (),
 ) -> Json:
     """All of it: rows with their panels, one below the other."""
     panels: list[Json] = []
@@ -334,7 +355,7 @@ def dashboard(
         "refresh": "30s",
         "time": {"from": "now-1h", "to": "now"},
         "timezone": "browser",
-        "annotations": {"list": []},
+        "annotations": {"list": list(events)},
         "links": [
             {
                 "type": "dashboards", "title": "Model sidecar", "tags": ["model-sidecar"],

@@ -21,13 +21,11 @@
 
 {{/* Labels of every object. */}}
 {{- define "model-sidecar.labels" -}}
-{{- with .Values.commonLabels }}
-{{- toYaml . }}
-{{ end -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-{{ include "model-sidecar.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- $own := include "model-sidecar.selectorLabels" . | fromYaml -}}
+{{- $_ := set $own "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-") -}}
+{{- $_ := set $own "app.kubernetes.io/version" .Chart.AppVersion -}}
+{{- $_ := set $own "app.kubernetes.io/managed-by" .Release.Service -}}
+{{- toYaml (merge $own .Values.commonLabels) -}}
 {{- end -}}
 
 {{/* Labels by which pods are found. They never change: a Deployment's selector cannot. */}}
@@ -36,16 +34,20 @@ app.kubernetes.io/name: {{ include "model-sidecar.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{/* Labels of the pod. Without the chart's version: pods are not rolled because of it. */}}
+{{- define "model-sidecar.podLabels" -}}
+{{- $own := include "model-sidecar.selectorLabels" . | fromYaml -}}
+{{- $_ := set $own "app.kubernetes.io/version" .Chart.AppVersion -}}
+{{- toYaml (merge $own .Values.podLabels .Values.commonLabels) -}}
+{{- end -}}
+
 {{/* `metadata` of an object: call it with (dict "root" . "suffix" "-pdb" "labels" (dict) "annotations" (dict)); all but root may be left away. */}}
 {{- define "model-sidecar.metadata" -}}
 {{- $root := .root -}}
 name: {{ include "model-sidecar.suffixed" (dict "root" $root "suffix" (default "" .suffix)) }}
 namespace: {{ $root.Release.Namespace }}
 labels:
-  {{- include "model-sidecar.labels" $root | nindent 2 }}
-  {{- with .labels }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
+  {{- toYaml (merge (include "model-sidecar.labels" $root | fromYaml) (default dict .labels)) | nindent 2 }}
 {{- with merge (dict) (default dict .annotations) $root.Values.commonAnnotations }}
 annotations:
   {{- toYaml . | nindent 2 }}
