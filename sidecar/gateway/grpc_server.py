@@ -34,8 +34,23 @@ class GrpcServers:
         self._pool = GrpcPool(gateway.pool, gateway.admission, refusals)
         self._health = HealthServicer()
         self._servers: list[grpc.Server] = []
+        self._health_address: str | None = None
         self._stopped = threading.Event()
         self.set_serving(serving=False)
+
+    def start_health(self, addresses: dict[str, str]) -> None:
+        """Listen on ``health`` of the addresses, if it is there, ahead of ``start``.
+
+        Raises:
+            ConfigError: it cannot be listened on.
+        """
+        if "health" in addresses and self._health_address is None:
+            server = self._server(futures.ThreadPoolExecutor(2, "health-plain"))
+            self._health.add_to_server(server)
+            self._health_address = self._listen(
+                "gateway.health", addresses["health"], server, tls=False
+            )
+            server.start()
 
     def start(self, addresses: dict[str, str]) -> dict[str, str]:
         """Listen.
@@ -50,15 +65,16 @@ class GrpcServers:
         Raises:
             ConfigError: an address cannot be listened on, or the TLS files are wrong.
         """
-        bound = {"grpc": self._listen("gateway.grpc", addresses["grpc"], self._main())}
-        if "health" in addresses:
-            server = self._server(futures.ThreadPoolExecutor(2, "health-plain"))
-            self._health.add_to_server(server)
-            bound["health"] = self._listen("gateway.health", addresses["health"], server, tls=False)
+        main = self._main()
+        started = [main]
+        bound = {"grpc": self._listen("gateway.grpc", addresses["grpc"], main)}
+        self.start_health(addresses)
+        if self._health_address is not None:
+            bound["health"] = self._health_address
         if "admin" in addresses:
-            server = self._main(trusted=True)
+            started.append(server := self._main(trusted=True))
             bound["admin"] = self._listen("gateway.admin", addresses["admin"], server)
-        for server in self._servers:
+        for server in started:
             server.start()
         return bound
 

@@ -83,7 +83,8 @@ _CALLS_AT = _BATCH_AT + BATCH_ROWS * _BATCH_WORDS
 _LAST_BATCH_AT = _CALLS_AT - _BATCH_WORDS
 SLOT_WORDS = _CALLS_AT + _CALLS_WORDS
 
-#: Server-wide counters, in the header behind magic, version, slots, pid, incarnation.
+#: Server-wide counters, in the header behind magic, version, slots, pid, incarnation, id, and two
+#: words of ``page_files.py``.
 #: Those of the tap (``tap.py``) are counted for sampled exchanges alone, and add up: sampled =
 #: sent + dropped_… + not mirrored (shared_memory, sequence, too_large, unclear) + still waiting.
 SERVER_COUNTERS: tuple[str, ...] = (

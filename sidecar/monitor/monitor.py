@@ -17,6 +17,7 @@ from typing import Any
 from sidecar import __version__
 from sidecar.clock import Clock
 from sidecar.config import SidecarConfig, telemetry
+from sidecar.gateway.page_files import PageFiles
 from sidecar.gateway.pages import Page
 from sidecar.monitor import calls_labels, places
 from sidecar.monitor.alert_side import AlertSide
@@ -73,7 +74,7 @@ class Monitor:
     ``start`` once, ``run`` until ``stop_requested``, which then stops everything.
 
     Args:
-        pages: the gateway's counts, for reading; none where there is no supervisor.
+        pages: the gateway's counts, for reading.
         serve_started_ns: wall clock, since when they count; 0: not known.
     """
 
@@ -84,7 +85,7 @@ class Monitor:
         source: str,
         clock: Clock,
         *,
-        pages: Sequence[Page] = (),
+        pages: Sequence[Page] | PageFiles = (),
         serve_started_ns: int = 0,
     ) -> None:
         self._config = config
