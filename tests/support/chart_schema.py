@@ -115,21 +115,15 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gpu.count": _COUNT,
     "gpu.container": {"enum": ["", "model", "gateway", "monitor"]},
     "terminationGracePeriodSeconds": {"type": ["integer", "null"], "minimum": 1},
-    **dict.fromkeys(
-        (
-            f"networkPolicy.egress.{name}.ports"
-            for name in ("postgresql", "telemetry", "alerts", "apiServer", "upstreams", "models")
-        ),
-        {"type": "array", "items": _PORT},
-    ),
-    **dict.fromkeys(
-        (
-            f"metrics.{name}.{key}"
-            for name in ("podMonitor", "serviceMonitor", "rules", "dashboards")
-            for key in ("labels", "annotations")
-        ),
-        _TEXTS,
-    ),
+    **{
+        f"networkPolicy.egress.{name}.ports": {"type": "array", "items": _PORT}
+        for name in ("postgresql", "telemetry", "alerts", "apiServer", "upstreams", "models")
+    },
+    **{
+        f"metrics.{name}.{key}": _TEXTS
+        for name in ("podMonitor", "serviceMonitor", "rules", "dashboards")
+        for key in ("labels", "annotations")
+    },
     "metrics.rules.scope": {"enum": ["release", "all"]},
     "metrics.rules.alertLabels": _TEXTS,
     "metrics.rules.disabled": _NAMES,
