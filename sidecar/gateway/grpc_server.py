@@ -16,10 +16,11 @@ from sidecar.errors import ConfigError, Problem
 from sidecar.gateway.core import Gateway
 from sidecar.gateway.grpc_pool import GrpcPool
 from sidecar.gateway.servicer import SERVICE, count_refusal, generic_handler
+from sidecar.gateway.tls import grpc_credentials
 from sidecar.health import HealthServicer
 
 if TYPE_CHECKING:
-    from sidecar.config import GatewayConfig, ServerTlsConfig
+    from sidecar.config import GatewayConfig
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class GrpcServers:
             if config is None:
                 port = server.add_insecure_port(address)
             else:
-                port = server.add_secure_port(address, _credentials(config, path))
+                port = server.add_secure_port(address, grpc_credentials(config, path))
         except RuntimeError:
             problem = Problem(
                 f"{path}.address",
@@ -140,20 +141,3 @@ class GrpcServers:
             event.wait()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._health.close()
-
-
-def _credentials(config: ServerTlsConfig, path: str) -> grpc.ServerCredentials:
-    try:
-        key = config.key.read_bytes()
-        chain = config.certificate.read_bytes()
-        roots = config.client_ca.read_bytes() if config.client_ca else None
-    except OSError as error:
-        problem = Problem(f"{path}.tls", f"cannot be read: {error.strerror}")
-        raise ConfigError("gateway", [problem]) from None
-    for name, data, mark in (("key", key, b"PRIVATE KEY"), ("certificate", chain, b"CERTIFICATE")):
-        if mark not in data:
-            problem = Problem(f"{path}.tls.{name}", f"is not a PEM file with a {mark.decode()}")
-            raise ConfigError("gateway", [problem])
-    return grpc.ssl_server_credentials(
-        [(key, chain)], root_certificates=roots, require_client_auth=roots is not None
-    )

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import math
 import socket
-import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +22,11 @@ from sidecar.gateway.api import Backend
 from sidecar.gateway.http_app import HttpApp
 from sidecar.gateway.http_listen import Server
 from sidecar.gateway.http_protocol import HttpLimits, protocol_class
+from sidecar.gateway.tls import http_context
 from sidecar.listening import BACKLOG, address_of, listen_tcp, listen_unix
 
 if TYPE_CHECKING:
-    from sidecar.config import GatewayConfig, ServerTlsConfig
+    from sidecar.config import GatewayConfig
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class HttpServer:
         Raises:
             ConfigError: the address cannot be listened on, or the TLS files are wrong.
         """
-        context = None if self._http.tls is None else _tls_context(self._http.tls)
+        context = None if self._http.tls is None else http_context(self._http.tls, "gateway.http")
         listener = self._listen(address or self._http.address)
         bound = address_of(listener)
         config = uvicorn.Config(
@@ -166,18 +166,3 @@ class HttpServer:
             reason = error.strerror or str(error)
             problem = Problem("gateway.http.address", f"cannot listen on {address}: {reason}")
             raise ConfigError("gateway", [problem]) from None
-
-
-def _tls_context(tls: ServerTlsConfig) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    where = "gateway.http.tls.certificate"
-    try:
-        context.load_cert_chain(tls.certificate, tls.key)
-        if tls.client_ca is not None:
-            where = "gateway.http.tls.client_ca"
-            context.load_verify_locations(tls.client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as error:
-        reason = error.strerror or str(error)
-        raise ConfigError("gateway", [Problem(where, f"cannot be used: {reason}")]) from None
-    return context

@@ -1,4 +1,4 @@
-"""The pod that the chart makes: its two forms, probes, hooks, volumes, secrets, and what rolls it."""
+"""The pod that the chart makes: its two forms, probes, hooks, volumes, secrets, roll-outs."""
 
 from __future__ import annotations
 
@@ -286,8 +286,10 @@ def test_a_configmap_that_exists_is_mounted_under_the_same_name():
 def test_what_config_says_wins_where_that_is_safe():
     tree = values(monitor={"http": {"enabled": True}})
     tree["config"]["gateway"] = {
-        "grpc": {"address": "[::]:7000", "reflection": False}, "http": None, "health": "0.0.0.0:7001",
-    }  # fmt: skip
+        "grpc": {"address": "[::]:7000", "reflection": False},
+        "http": None,
+        "health": "0.0.0.0:7001",
+    }
     tree["config"]["log"] = {"format": "text"}
     found = made(tree)
     config = yaml.safe_load(helm.config_text(found))

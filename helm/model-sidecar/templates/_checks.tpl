@@ -3,7 +3,7 @@
 {{/* Fails where there is a problem; prints nothing. */}}
 {{- define "model-sidecar.checks" -}}
 {{- $problems := list -}}
-{{- range $check := list "source" "addresses" "folders" "ports" "monitor" "tls" "store" "claim" "stopping" "models" "remotes" "pod" "metrics" "secrets" "variables" -}}
+{{- range $check := list "source" "addresses" "folders" "ports" "monitor" "tls" "store" "claim" "stopping" "models" "remotes" "pod" "scaling" "metrics" "secrets" "variables" -}}
 {{- range splitList "\n" (include (printf "model-sidecar.checks.%s" $check) $) -}}
 {{- with trim . -}}
 {{- $problems = append $problems (printf "  - %s" .) -}}
@@ -250,6 +250,24 @@ gpu.monitorCount is {{ .Values.gpu.monitorCount }}, and gpu.container is monitor
 {{- end }}
 {{- if and .Values.service.headless (ne .Values.service.type "ClusterIP") }}
 service.headless is true with service.type {{ .Values.service.type }}: a headless Service has the type ClusterIP
+{{- end }}
+{{- end -}}
+
+{{/* An autoscaler without a metric goes by 80 % of all containers together; one about a container that is not there does nothing. */}}
+{{- define "model-sidecar.checks.scaling" -}}
+{{- $scale := .Values.autoscaling -}}
+{{- if $scale.enabled }}
+{{- if not (or $scale.cpu.enabled $scale.queue.enabled $scale.metrics) }}
+autoscaling.enabled is true, and there is nothing to go by: turn autoscaling.cpu.enabled or autoscaling.queue.enabled on, or list autoscaling.metrics
+{{- end }}
+{{- if lt (int $scale.maxReplicas) (int $scale.minReplicas) }}
+autoscaling.maxReplicas is {{ $scale.maxReplicas }}, and autoscaling.minReplicas {{ $scale.minReplicas }}: the most is less than the least
+{{- end }}
+{{- $names := list "gateway" "monitor" .Values.model.name -}}
+{{- range concat .Values.extraContainers .Values.extraInitContainers }}{{ $names = append $names .name }}{{ end -}}
+{{- if and $scale.cpu.enabled (not (has $scale.cpu.container $names)) }}
+autoscaling.cpu.container: no container is called {{ $scale.cpu.container }}; there is {{ join ", " $names }}
+{{- end }}
 {{- end }}
 {{- end -}}
 
