@@ -96,6 +96,7 @@ class Supervisor:
             raise
         for worker in self._workers:
             self._spawn(worker)
+        self._start_monitor_ahead()
         while (
             self._serving() or (self._monitor is not None and self._monitor.alive) or self._stays()
         ):
@@ -151,6 +152,16 @@ class Supervisor:
 
         address = self._config.monitor.grpc
         return SupervisedMonitor(self._tree, self._source, address, self._selector, launch, _say)
+
+    def _start_monitor_ahead(self) -> None:
+        """Where replicas share their routes, a fresh pod's workers wait for the table that the
+        monitor writes; else it is started when they are ready, and takes nothing from them."""
+        if self._monitor is None or self._config.monitor.store is None:
+            return
+        from sidecar.monitor.places import routes_path
+
+        if not routes_path(self._config, self._source.parent.resolve()).exists():
+            self._monitor.start()
 
     def _make_pages(self) -> None:
         from sidecar.gateway.page_files import names_of, open_pages

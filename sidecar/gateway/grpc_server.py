@@ -35,30 +35,33 @@ class GrpcServers:
         self._pool = GrpcPool(gateway.pool, gateway.admission, refusals)
         self._health = HealthServicer()
         self._servers: list[grpc.Server] = []
-        self._health_address: str | None = None
+        self._health_bound: dict[str, str] = {}
         self._stopped = threading.Event()
         self.set_serving(serving=False)
 
-    def start_health(self, addresses: dict[str, str]) -> None:
-        """Listen on ``health`` of the addresses, if it is there, ahead of ``start``.
+    def start_health(self, addresses: dict[str, str]) -> dict[str, str]:
+        """Listen on ``health`` of the addresses, if it is there and was not done before.
+
+        Returns:
+            ``health`` with the real port, or nothing.
 
         Raises:
             ConfigError: it cannot be listened on.
         """
-        if "health" in addresses and self._health_address is None:
+        if "health" in addresses and not self._health_bound:
             server = self._server(futures.ThreadPoolExecutor(2, "health-plain"))
             self._health.add_to_server(server)
-            self._health_address = self._listen(
-                "gateway.health", addresses["health"], server, tls=False
-            )
+            bound = self._listen("gateway.health", addresses["health"], server, tls=False)
+            self._health_bound = {"health": bound}
             server.start()
+        return self._health_bound
 
     def start(self, addresses: dict[str, str]) -> dict[str, str]:
         """Listen.
 
         Args:
-            addresses: ``grpc``, and ``health`` and ``admin`` where wanted: ``host:port`` or
-                ``unix:path``; port 0 takes any free one.
+            addresses: ``grpc``, and ``admin`` where wanted: ``host:port`` or ``unix:path``; port 0
+                takes any free one.
 
         Returns:
             The same with the real ports.
@@ -69,9 +72,6 @@ class GrpcServers:
         main = self._main()
         started = [main]
         bound = {"grpc": self._listen("gateway.grpc", addresses["grpc"], main)}
-        self.start_health(addresses)
-        if self._health_address is not None:
-            bound["health"] = self._health_address
         if "admin" in addresses:
             started.append(server := self._main(trusted=True))
             bound["admin"] = self._listen("gateway.admin", addresses["admin"], server)

@@ -67,7 +67,9 @@ class Worker:
             base_dir: the folder of the config's file.
         """
         path = routes_path(self.config, base_dir)
-        self._routes = RouteFollower(path, self.gateway.registry, self.gateway.page)
+        store = self.config.monitor.store if self.config.monitored else None
+        wait_s = None if store is None else store.route_wait_s
+        self._routes = RouteFollower(path, self.gateway.registry, self.gateway.page, wait_s)
         self._routes.look()
 
     def mirror(self, base_dir: Path, index: int) -> None:
@@ -124,6 +126,8 @@ class Worker:
             if command["op"] != "unload":
                 self._repeat(f"boot-{number}", command)
         self.gateway.check_upstreams()
+        if self._routes is not None:
+            self._routes.await_table(self.stop_requested)
         bound = self._grpc.start(addresses)
         self._grpc_addresses = [bound[name] for name in ("grpc", "admin") if name in bound]
         if self.config.gateway.http is not None:
@@ -139,7 +143,8 @@ class Worker:
         gc.freeze()
         serving = self.gateway.server_ready() and not self.stop_requested.is_set()
         self._grpc.set_serving(serving=serving)
-        return bound
+        # If not before: beside other workers, who listens for probes must be ready.
+        return bound | self._grpc.start_health(addresses)
 
     def _repeat(self, transaction: str, command: dict[str, Any]) -> None:
         try:

@@ -91,7 +91,7 @@ SERVER_COUNTERS: tuple[str, ...] = (
     "refused_requests", "refused_bytes", "refused_streams", "timing_dropped", "unknown_model",
     "tap_sampled", "tap_sent", "tap_dropped_full", "tap_dropped_no_monitor", "tap_dropped_lost",
     "tap_shared_memory", "tap_sequence", "tap_too_large", "tap_unclear", "spans_dropped",
-    "logs_dropped", "route_damaged",
+    "logs_dropped", "route_damaged", "route_missing",
 )  # fmt: skip
 _SERVER_AT = 8
 _ID_AT = 5

