@@ -153,7 +153,7 @@ def test_evidence_is_the_sum_of_what_all_have_counted(fleet, postgres_server):
     after = agreed(fleet, lives)
     assert after[dead] == before[dead], "nothing of the dead one is lost, or counted again"
 
-    postgres_server.stop()
+    postgres_server.stop(how=signal.SIGQUIT)
     try:
         send(fleet[1].gateway.addresses["grpc"], 10, seed=7)  # no request fails
         until(lambda: not status(fleet[1].address).store.shared_ok, "it is said", within_s=WITHIN_S)

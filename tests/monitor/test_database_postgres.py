@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -106,7 +107,7 @@ def test_a_server_that_stands_still_is_not_waited_for(postgres_server, database_
         postgres_server.pause()
         try:
             began = time.monotonic()
-            with pytest.raises(StoreError, match=r"cannot be written: .*no answer within 1.5 s"):
+            with pytest.raises(StoreError, match=r"cannot be written: .*(no answer|timeout)"):
                 opened.put_remarks({PLACE: Remark({"a": 2.0})})
             with pytest.raises(StoreError, match="cannot be read"):
                 opened.remarks()
@@ -132,7 +133,7 @@ def test_a_row_that_somebody_holds_is_not_waited_for(database_url):
 def test_a_server_that_was_away_is_found_again(postgres_server, database_url):
     with closing(connect(database_url, timeout_s=1)) as opened:
         opened.put_remarks({PLACE: Remark({"a": 1.0})})
-        postgres_server.stop()
+        postgres_server.stop(how=signal.SIGQUIT)
         try:
             with pytest.raises(StoreError, match="cannot be written"):
                 opened.put_remarks({PLACE: Remark({"a": 2.0})})
