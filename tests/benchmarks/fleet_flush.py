@@ -122,7 +122,7 @@ def _keys() -> tuple[list[EvidenceKey], list[EvidenceKey]]:
 def _replica(
     url: str, number: int, seconds: int, begin: Any, ready: Any, out: Any
 ) -> None:  # fmt: skip
-    store = Store.connect(StoreConfig(url=url), SystemClock(), f"replica-{number}")
+    store = Store.connect(StoreConfig(url=url, timeout_s=60), SystemClock(), f"replica-{number}")
     evidence = SharedEvidence(store.incarnation, SystemClock())
     evidence.become(store.incarnation)
     stretched, whole = _keys()
