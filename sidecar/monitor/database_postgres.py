@@ -43,8 +43,8 @@ _MIGRATION_S = 300.0
 #: Of ``pg_advisory_xact_lock``: one migration at a time. Any number that nobody else takes.
 _MIGRATING = 0x5349_4445
 #: The error classes of a database whose tables are not those that were left there: undefined table,
-#: column, schema; and one that is no more.
-_NOT_AS_LEFT = {"42P01", "42703", "3F000", "3D000"}
+#: schema; and one that is no more.
+_NOT_AS_LEFT = {"42P01", "3F000", "3D000"}
 
 
 class _Bounded(psycopg.Connection[Any]):

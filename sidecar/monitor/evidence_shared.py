@@ -183,9 +183,9 @@ class SharedEvidence(JoinedEvidence):
         kept_ns = int(shared_tables.EMPTY_KEPT_S * 1e9)
         flush = Flush(self._name, self._epoch, self._number, before, again=self._again)
         flush.updated_ns = now_ns
-        for pack in packs:
-            if self._own_packs.get(pack) or (pack in self._written and not self._again):
-                flush.packs.append(self._pack(pack))
+        # Those that have lost all counts too, or they would count twice; if all of it is written
+        # again, nothing of them is left.
+        flush.packs = [self._pack(p) for p in packs if p in self._own_packs or not self._again]
         if self._doubt is None:
             flush.known = {key: pack.layout.id for key, pack in self._written.items()}
         flush.purge = [k for k, at in self._empty_ns.items() if monotonic_ns - at > kept_ns]

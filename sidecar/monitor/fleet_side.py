@@ -17,7 +17,7 @@ from sidecar.clock import Clock
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.evidence_shared import SharedEvidence
 from sidecar.monitor.keeper import Keeper
-from sidecar.monitor.replicas import Replica, Replicas
+from sidecar.monitor.replicas import FORGOTTEN_S, Replica, Replicas
 from sidecar.monitor.rows import StoreError
 from sidecar.monitor.shared_fold import Folder
 
@@ -54,6 +54,8 @@ class FleetSide:
         self._failing: dict[str, str] = {}
         self.folder = Folder(keeper.incarnation, keeper.stretch, clock)
         self.every_sync("folding", self.folder.step)
+        self.every_sync("forgetting", self._forget)
+        self._forget_ns = 0
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fleet", daemon=True)
 
@@ -141,6 +143,11 @@ class FleetSide:
                 logger.info("the fleet's step %s goes on", name)
             return True
         return False
+
+    def _forget(self, store: Store) -> None:
+        if self._clock.monotonic_ns() >= self._forget_ns:
+            self._forget_ns = self._clock.monotonic_ns() + int(FORGOTTEN_S * 1e9)
+            self.replicas.forget(store)
 
     def _failed(self, name: str, text: str) -> None:
         if name not in self._failing:  # once, not every second

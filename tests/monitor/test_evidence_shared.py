@@ -118,12 +118,12 @@ def expected(*members: Member) -> Counter[str]:
     return total
 
 
-def connect(url: str, timeout_s: float = 5.0) -> Store:
+def connect(url: str, timeout_s: float = 60.0) -> Store:
     return Store.connect(StoreConfig(url=url, timeout_s=timeout_s), SystemClock())
 
 
 @contextmanager
-def fleet(url: str, count: int = 3, timeout_s: float = 5.0) -> Iterator[list[Member]]:
+def fleet(url: str, count: int = 3, timeout_s: float = 60.0) -> Iterator[list[Member]]:
     members = [Member(connect(url, timeout_s), f"life-{number}") for number in range(count)]
     try:
         yield members
