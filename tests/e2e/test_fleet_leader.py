@@ -45,7 +45,7 @@ def ends_well(fleet: Fleet, changed: int, told: int) -> None:
 
 def decided(replica: Replica) -> bool:
     view = replica.view()
-    return view is not None and view.state != "insufficient" and view.state != "ok"
+    return view is not None and view.state not in {"insufficient", "ok"}
 
 
 @pytest.mark.parametrize("moment", ["before", "decided", "acted"])
