@@ -88,6 +88,7 @@ class Member:
             return False
         finally:
             del self.store.database.writing
+            self.fails, self.halfway = "", None  # there was nothing to write
         return True
 
     def sync(self) -> None:
