@@ -196,7 +196,6 @@ class Leadership:
         self._is_mine = False
         self._mine_until: Term | None = None
         self._renewed_ns = (0, 0)  # monotonic, wall: before the renewal was sent
-        self._heard_ns: int | None = None
         self._held: object = None  # where nobody else has the store: the one that is led in
         self._told = False
         self._stopping = threading.Event()
@@ -271,7 +270,6 @@ class Leadership:
                         logger.info("%s decides from now on (fence %d)", who, term.fence)
                 self._term, self._renewed_ns = term, sent_ns
                 self._is_mine = is_mine and not self._stopping.is_set()
-                self._heard_ns = sent_ns[0]
                 self._held = store
             self.message = ""
 
@@ -378,13 +376,6 @@ class Leadership:
         return LeaderStatus(
             term.host, term.pid, term.since_ns, term.fence, here=here, message=message
         )
-
-    @property
-    def silent_s(self) -> float | None:
-        """Since the store was last asked with success; ``None``: never."""
-        with self._mutex:
-            heard_ns = self._heard_ns
-        return None if heard_ns is None else (self._clock.monotonic_ns() - heard_ns) / 1e9
 
 
 _NOT = "another monitor decides by now"

@@ -160,8 +160,7 @@ ROLLBACK_PAIRS = sa.Table(
     *(sa.Column(part, sa.Text, primary_key=True) for part in ("model", "new", "previous")),
     sa.Column("identity", sa.Text, primary_key=True),
     sa.Column("plain", Json, nullable=False),
-    # The write that made it so (``rollback/revisions.py``): what changes by compare-and-swap is
-    # compared by it, and whoever reads again reads what is newer.
+    # Of the write that made it so: ``rollback/revisions.py``.
     sa.Column("revision", sa.BigInteger, nullable=False, default=0, server_default="0"),
 )
 ROLLBACK_FREEZES = sa.Table(
@@ -374,11 +373,8 @@ def upsert_statement(
     dialect: sa.Dialect, table: sa.Table, changes: Mapping[str, Any] | None = None,
     *, newer: str | None = None,
 ) -> sa.sql.Executable:  # fmt: skip
-    """Return the statement of ``upsert`` in a dialect: ``sqlite`` or ``postgresql``.
-
-    Args:
-        newer: a column: what is there stays, unless it has less in it.
-    """
+    """Return the statement of ``upsert`` in a dialect: ``sqlite`` or ``postgresql``; with a column
+    ``newer`` what is there stays, unless it has less in that."""
     module = {"sqlite": sqlite, "postgresql": postgresql}[dialect.name]
     statement = module.insert(table)
     keys = [column.name for column in table.primary_key.columns]
@@ -392,8 +388,7 @@ def upsert_statement(
 
 
 def insert_once(dialect: sa.Dialect, table: sa.Table) -> sa.sql.Executable:
-    """Return a statement that inserts a row, unless its primary key is there already; ``rowcount``
-    says whether it did."""
+    """Return a statement that inserts a row unless it is there; ``rowcount`` says if it did."""
     module = {"sqlite": sqlite, "postgresql": postgresql}[dialect.name]
     made: sa.sql.Executable = module.insert(table).on_conflict_do_nothing()
     return made.execution_options(preserve_rowcount=True)

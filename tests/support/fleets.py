@@ -53,7 +53,7 @@ def until(check: Callable[[], Any], what: str, *, within_s: float = 120) -> Any:
     deadline = time.monotonic() + within_s
     while not (result := check()):
         assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
-        time.sleep(0.01)
+        time.sleep(0.05)
     return result
 
 
