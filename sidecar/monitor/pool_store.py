@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -64,8 +64,7 @@ class PoolTables:
         with self._writing() as connection:
             if rests and (connection.scalar(waiting) or 0) >= ROWS_MAX:
                 return False
-            made = tables.postgresql.insert(tables.RESTS).on_conflict_do_nothing()
-            connection.execute(made, [row])
+            connection.execute(tables.insert_once(connection.dialect, tables.RESTS), [row])
         return True
 
     def join(self, guard: Guard, fence: int, now_ns: int, hold_ns: int) -> int:
@@ -172,7 +171,7 @@ def _count(
     seq = _next_seq(connection)
     added: dict[_Sides, list[tuple[EvidenceKey, Cells]]] = {}
     for key, (block, pairs, total) in whole:
-        at = EvidenceKey(*astuple(key)[:-1], block)
+        at = replace(key, block=block)
         cells = bet(key.metric, POOLED, pairs, total)
         added.setdefault((key.model, key.candidate, key.baseline), []).append((at, cells))
     for sides, bets in added.items():
