@@ -152,6 +152,8 @@ def _ways(
     single, several = at.pairs(one), at.pairs(many)
     yield "one", log_es(single, alone(single), at.looks_s, **alike)
     yield "32", log_es(several, fleet(several, at.phases_s), at.looks_s, **alike)
+    if until == math.inf:
+        return
     own = fleet(several, at.phases_s, pooled=False)
     yield "32, blocks not joined", log_es(several, own, at.looks_s, **alike)
 
