@@ -1,4 +1,4 @@
-"""A few replicas on a real PostgreSQL, with everything that ships, beside the same pairs simulated."""
+"""A few replicas on a real PostgreSQL, with all that ships, beside the same pairs simulated."""
 
 from __future__ import annotations
 

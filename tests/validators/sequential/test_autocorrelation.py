@@ -115,7 +115,7 @@ def test_joined_blocks_are_for_noise_that_does_not_hang_together(rho, block):
 
 def test_few_values_do_not_say_that_nothing_hangs_together():
     few = of(noise(np.random.default_rng(57), 0, 3000)[::10], np.arange(300) * 10)
-    assert few.block(LENGTHS, LENGTHS[:1]) in {100, 500}
+    assert few.block(LENGTHS, LENGTHS[:1]) != 20
 
 
 def test_its_size_is_bounded():
