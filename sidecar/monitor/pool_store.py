@@ -191,15 +191,16 @@ def _count(
 
 
 def _next_seq(connection: sa.Connection) -> int:
-    """Take the next number. Where it was taken for dead and folded, it begins anew: what it had
-    counted is part of the past's, and its rows are gone."""
+    """Take the next number. ``POOL`` has no heartbeat, so it is folded about once an hour, as the
+    dead are: then it begins anew, and what it had counted is part of the past's."""
     shared_tables.enter(connection, POOL)
     of = tables.LIVES.c
     mine = of.incarnation == POOL
     row = connection.execute(sa.select(of.seq, of.folded).where(mine).with_for_update()).one()
     values: dict[str, Any] = {"seq": row.seq + 1}
     if row.folded:
-        values |= {"folded": False, "epoch": of.epoch + 1}
+        now_ns = tables.now_ns(connection.dialect)
+        values |= {"folded": False, "epoch": of.epoch + 1, "since_ns": now_ns}
     connection.execute(sa.update(tables.LIVES).where(mine).values(values))
     return int(row.seq) + 1
 

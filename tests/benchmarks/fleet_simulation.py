@@ -29,8 +29,10 @@ RUNS, TOGETHER = 100, 10
 ALARMS_TOGETHER = 50
 PAIRS = 20_000
 INTERVAL_S = RollbackConfig().interval_s
-#: Times of the previous version that a replica has seen before the change.
-PAST = 200
+#: Times of the previous version that each replica has seen before the change, which thresholds are
+#: taken from.
+PAST = 2000
+SHORT_PAST = 200
 #: Values that a calibration has: as many as it waits for, and those of a day or so.
 CALIBRATIONS = (RollbackConfig().calibration.pairs, 10_000)
 
@@ -87,11 +89,13 @@ def accuracy(rng: Rng, at: Arrivals, runs: int) -> traffic.Sides:
     return new & ~previous, previous & ~new
 
 
-def timed(slower: Callable[..., traffic.Sides]) -> Callable[[Rng, Arrivals, int], tuple]:
+def timed(
+    slower: Callable[..., traffic.Sides], earlier: int
+) -> Callable[[Rng, Arrivals, int], tuple]:
     """The same times for one replica, by thresholds of all, and for many, each by its own."""
 
     def draw(rng: Rng, at: Arrivals, runs: int) -> tuple[traffic.Sides, traffic.Sides]:
-        past = PAST * REPLICAS
+        past = earlier * REPLICAS
         sides = slower(rng, runs, past + len(at.times_s), past)
         together = [only[:, past:] for only in traffic.bets(*sides, 50)]
         place = np.concatenate([np.arange(past) % REPLICAS, at.replica])
@@ -100,7 +104,7 @@ def timed(slower: Callable[..., traffic.Sides]) -> Callable[[Rng, Arrivals, int]
             mine = np.flatnonzero(place == replica)
             found = traffic.bets(*(side[:, mine] for side in sides), 50)
             for into, only in zip(each, found, strict=True):
-                into[:, mine[PAST:] - past] = only[:, PAST:]
+                into[:, mine[earlier:] - past] = only[:, earlier:]
         return (together[0], together[1]), (each[0], each[1])
 
     return draw
@@ -118,8 +122,14 @@ def same(draw: Draw) -> Callable[[Rng, Arrivals, int], tuple]:
 CHANGES = {
     "flips 0.1 → 1 %": ("flip", 3000, BUDGET, same(flips)),
     "errors 0.1 → 1 %, shared": ("error", 6000, None, same(errors)),
-    "p99 + 20 %, tail only": ("latency", 10_000, None, timed(traffic.tail_slower)),
-    "all latency × 1.2": ("latency", 3000, None, timed(traffic.all_slower)),
+    "p99 + 20 %, tail only": ("latency", 10_000, None, timed(traffic.tail_slower, PAST)),
+    "p99 + 20 %, tail only, after 200 pairs of each": (
+        "latency",
+        10_000,
+        None,
+        timed(traffic.tail_slower, SHORT_PAST),
+    ),
+    "all latency × 1.2": ("latency", 3000, None, timed(traffic.all_slower, SHORT_PAST)),
     "accuracy 95 → 93 %": ("accuracy", 9000, None, same(accuracy)),
 }
 
