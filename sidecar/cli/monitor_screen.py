@@ -95,9 +95,23 @@ def _header(status: MonitorStatus, now_wall_ns: int) -> RenderableType:
     if status.store.message:
         store.append(f"\n{status.store.message}", "yellow")
     grid.add_row("store", store)
+    if status.store.shared:
+        grid.add_row("shared", _shared(status))
     if status.telemetry.state not in {"", "off"}:
         grid.add_row("telemetry", telemetry_text(status.telemetry))
     return grid
+
+
+def _shared(status: MonitorStatus) -> Text:
+    """The database of all replicas, and who of them is alive."""
+    store = status.store
+    shown = Text("ok" if store.shared_ok else "not reached", _good(good=store.shared_ok))
+    alive = ", ".join(name[:8] for name in store.replicas) or "none is known to be"
+    shown.append(f", {store.shared}, {len(store.replicas)} alive: ", "default")
+    shown.append(alive, "default")
+    if store.shared_message:
+        shown.append(f"\n{store.shared_message}", "yellow")
+    return shown
 
 
 def _coverage(status: MonitorStatus) -> RenderableType:
