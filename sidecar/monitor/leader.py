@@ -29,6 +29,7 @@ from sidecar.clock import Clock
 from sidecar.errors import ConflictError
 from sidecar.monitor import store_tables as tables
 from sidecar.monitor.rows import StoreError
+from sidecar.monitor.view import LeaderStatus
 
 if TYPE_CHECKING:
     from sidecar.config_monitor import StoreConfig
@@ -130,7 +131,7 @@ class LeaderTables:
         if row is None:
             # Two may find that there is none: then the second does nothing, and looks again later.
             made = connection.execute(
-                tables.insert_once(connection.dialect, tables.LEADER), [values]
+                tables.insert_once(connection.dialect, tables.LEADER), values
             ).rowcount
         else:
             change = sa.update(tables.LEADER).where(tables.LEADER.c.name == NAME)
@@ -184,7 +185,7 @@ class Leadership:
     ) -> None:
         self.owner = uuid.uuid4().hex
         self.terms = 0
-        self.message = "the store was not reached yet"
+        self.message = _NOT_OPEN
         self._store = store
         self._clock = clock
         self._lease_ns = None if lease_s is None else int(lease_s * 1e9)
@@ -195,7 +196,6 @@ class Leadership:
         self._is_mine = False
         self._mine_until: Term | None = None
         self._renewed_ns = (0, 0)  # monotonic, wall: before the renewal was sent
-        self._heard_ns: int | None = None
         self._held: object = None  # where nobody else has the store: the one that is led in
         self._told = False
         self._stopping = threading.Event()
@@ -237,7 +237,7 @@ class Leadership:
             except StoreError as error:
                 self._say(str(error))
         elif store is None:
-            self._say("the store is not open")
+            self._say(_NOT_OPEN)
         self._tell()
         return self.is_leader
 
@@ -270,7 +270,6 @@ class Leadership:
                         logger.info("%s decides from now on (fence %d)", who, term.fence)
                 self._term, self._renewed_ns = term, sent_ns
                 self._is_mine = is_mine and not self._stopping.is_set()
-                self._heard_ns = sent_ns[0]
                 self._held = store
             self.message = ""
 
@@ -347,6 +346,14 @@ class Leadership:
                 self._is_mine = False
             raise NotLeaderError(_NOT)
 
+    def may(self, connection: sa.Connection) -> bool:
+        """``guard`` as a question."""
+        try:
+            self.guard(connection)
+        except NotLeaderError:
+            return False
+        return True
+
     # --- to be shown ------------------------------------------------------------------------------
 
     @property
@@ -355,15 +362,24 @@ class Leadership:
         with self._mutex:
             return self._term
 
-    @property
-    def silent_s(self) -> float | None:
-        """Since the store was last asked with success; ``None``: never."""
-        with self._mutex:
-            heard_ns = self._heard_ns
-        return None if heard_ns is None else (self._clock.monotonic_ns() - heard_ns) / 1e9
+    def status(self) -> LeaderStatus:
+        """As it is shown; empty where nobody else may lead."""
+        if not self.is_shared:
+            return LeaderStatus()
+        term = self.term
+        if term is None:
+            return LeaderStatus(message=self.message or "nobody has led yet")
+        message = self.message
+        here = term.owner == self.owner
+        if here and not self.is_leader:
+            message = message or "its lease is over, and was not renewed"
+        return LeaderStatus(
+            term.host, term.pid, term.since_ns, term.fence, here=here, message=message
+        )
 
 
 _NOT = "another monitor decides by now"
+_NOT_OPEN = "the store is not open"
 
 
 def leadership_of(
@@ -375,4 +391,5 @@ def leadership_of(
     made = Leadership(store, clock, lease_s=lease_s, changed=changed)
     if fleet is not None:
         fleet.at_end("leader", made.release)
+        fleet.folder.may_fold = made.may
     return made

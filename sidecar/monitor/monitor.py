@@ -39,6 +39,7 @@ from sidecar.monitor.leader import leadership_of
 from sidecar.monitor.ledger import Ledger
 from sidecar.monitor.listeners import Listeners
 from sidecar.monitor.measured_evidence import MeasuredEvidence
+from sidecar.monitor.measured_fleet import MeasuredFleet
 from sidecar.monitor.measures import Measures
 from sidecar.monitor.mirror import MirrorProcess, Stopped
 from sidecar.monitor.mirror_spans import MirrorSpans, roles_of
@@ -106,14 +107,9 @@ class Monitor:
         self._drift = DriftSide(config, self._events, self._state_dir, self.telling, clock)
         self._labels = LateLabels(config.models, self._evidence, clock, self._drift.watch.labelled)
         self._keeper = Keeper(
-            self._state_dir,
-            self._evidence,
-            self._events,
-            clock,
-            self._drift.watch,
-            self._labels,
+            self._state_dir, self._evidence, self._events, clock, self._drift.watch, self._labels,
             settings.store,
-        )
+        )  # fmt: skip
         self.fleet = fleet_side(settings.store, self._keeper, clock)
         self.leadership = leadership_of(
             settings.store, lambda: self._keeper.shared, self.fleet, clock,
@@ -143,16 +139,19 @@ class Monitor:
             self._evidence, self._worker.tally, self._models, lambda: self._ingest.queue_bytes,
             self._started_ns,
         )  # fmt: skip
-        self.rollback = RollbackSide(
-            config, self._plans, self._evidence, self.measures, self.alerts.outbox,
-            lambda: self._keeper.shared, self._events, clock, copies=self._mirror.copies,
-            budget=FlipBudgets(self._state_dir).budget, routes=self._routing.routes,
-            leadership=self.leadership, fleet=self.fleet,
-        )  # fmt: skip
+        self.rollback = self._make_rollback()
         self._listeners = self._listening()
         self._looking = threading.Lock()
         self._listener: ExchangeListener | None = None
         self._thread = threading.Thread(target=self._worker.run, name="worker", daemon=True)
+
+    def _make_rollback(self) -> RollbackSide:
+        return RollbackSide(
+            self._config, self._plans, self._evidence, self.measures, self.alerts.outbox,
+            lambda: self._keeper.shared, self._events, self._clock, copies=self._mirror.copies,
+            budget=FlipBudgets(self._state_dir).budget, routes=self._routing.routes,
+            leadership=self.leadership, fleet=self.fleet,
+        )  # fmt: skip
 
     def _make_worker(self) -> Worker:
         settings, clock = self._config.monitor, self._clock
@@ -203,6 +202,7 @@ class Monitor:
             [
                 self.measures.points, self.measured_evidence.points, self._drift.points,
                 self.alerts.points, self.rollback.points, self._labels.points,
+                MeasuredFleet(self.leadership, self.fleet, self._clock).points,
             ]
         )  # fmt: skip
         while not loaded.wait(0.1):
@@ -216,14 +216,11 @@ class Monitor:
         self.leadership.start()
         self.rollback.start()
         self._listener = ExchangeListener(
-            self._socket,
-            self._receive,
+            self._socket, self._receive,
             max_exchange_bytes=self._config.monitor.channel.max_exchange_bytes,
-            rate=self._rate.rate,
-            on_spans=self.telling.on_spans,
-            on_logs=self.telling.on_logs,
+            rate=self._rate.rate, on_spans=self.telling.on_spans, on_logs=self.telling.on_logs,
             routes=self._routing.workers,
-        )
+        )  # fmt: skip
         self._listener.start()
         self._state = "running"
         return {**bound, "socket": str(self._socket)}
@@ -346,6 +343,7 @@ class Monitor:
             version=__version__,
             config=self._source,
             telemetry=self.telling.status(),
+            leader=self.leadership.status(),
         )
 
     def _models(self) -> list[ModelStatus]:

@@ -28,6 +28,7 @@ from sidecar.monitor.packs import (
 )
 from sidecar.monitor.pool import Pool, Pooled, Row
 from sidecar.monitor.pool_rests import POOLED, Whole, bet, from_plain
+from sidecar.monitor.pool_tables import POOLS, RESTS
 from sidecar.monitor.rows import EvidenceKey, EvidenceRow
 
 #: The incarnation that counts what is joined.
@@ -58,13 +59,13 @@ class PoolTables:
         Args:
             rests: as ``pool_rests.to_plain`` gives them.
         """
-        of = tables.RESTS.c
+        of = RESTS.c
         waiting = sa.select(sa.func.count()).where(of.incarnation == life, of.seq != seq)
         row = {"incarnation": life, "seq": seq, "upto": upto, "plain": {"rests": rests}}
         with self._writing() as connection:
             if rests and (connection.scalar(waiting) or 0) >= ROWS_MAX:
                 return False
-            connection.execute(tables.insert_once(connection.dialect, tables.RESTS), [row])
+            connection.execute(tables.insert_once(connection.dialect, RESTS), [row])
         return True
 
     def join(self, guard: Guard, fence: int, now_ns: int, hold_ns: int) -> int:
@@ -91,11 +92,11 @@ class PoolTables:
 
     def pool(self) -> Pool:
         """How it stands."""
-        return _pool(self._read(sa.select(tables.POOLS)))
+        return _pool(self._read(sa.select(POOLS)))
 
     def handed_over(self) -> list[Row]:
         """Rows that wait."""
-        return list(map(_row, self._read(sa.select(tables.RESTS))))
+        return list(map(_row, self._read(sa.select(RESTS))))
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -103,11 +104,11 @@ class PoolTables:
 
 def _taken(connection: sa.Connection) -> list[Row]:
     """The rows that wait, which are deleted."""
-    of = tables.RESTS.c
+    of = RESTS.c
     order = (of.upto, of.incarnation, of.seq)
-    found = sa.select(tables.RESTS).order_by(*order).limit(_TAKEN_MAX)
+    found = sa.select(RESTS).order_by(*order).limit(_TAKEN_MAX)
     rows = list(connection.execute(found).mappings())
-    gone = sa.delete(tables.RESTS).where(
+    gone = sa.delete(RESTS).where(
         of.incarnation == sa.bindparam("life"), of.seq == sa.bindparam("number")
     )
     if rows:
@@ -123,7 +124,7 @@ def _row(row: sa.RowMapping) -> Row:
 
 
 def _load(connection: sa.Connection) -> Pool:
-    return _pool(connection.execute(sa.select(tables.POOLS)).mappings())
+    return _pool(connection.execute(sa.select(POOLS)).mappings())
 
 
 def _pool(rows: Iterable[sa.RowMapping]) -> Pool:
@@ -148,10 +149,10 @@ def _save(connection: sa.Connection, pool: Pool, fence: int, gone: list[str]) ->
         seq, upto = pool.seen[life]
         plain = {"seq": seq, "upto": upto}
         values.append({**_of_life(life), "fence": fence, "plain": plain})
-    tables.upsert(connection, tables.POOLS, values)
+    tables.upsert(connection, POOLS, values)
     for life in gone:
-        mine = (tables.POOLS.c[part] == value for part, value in _of_life(life).items())
-        connection.execute(sa.delete(tables.POOLS).where(*mine))
+        mine = (POOLS.c[part] == value for part, value in _of_life(life).items())
+        connection.execute(sa.delete(POOLS).where(*mine))
 
 
 def _of_life(life: str) -> dict[str, str]:

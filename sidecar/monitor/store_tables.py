@@ -160,8 +160,7 @@ ROLLBACK_PAIRS = sa.Table(
     *(sa.Column(part, sa.Text, primary_key=True) for part in ("model", "new", "previous")),
     sa.Column("identity", sa.Text, primary_key=True),
     sa.Column("plain", Json, nullable=False),
-    # The write that made it so (``rollback/revisions.py``): what changes by compare-and-swap is compared
-    # by it, and whoever reads again reads what is newer.
+    # Of the write that made it so: ``rollback/revisions.py``.
     sa.Column("revision", sa.BigInteger, nullable=False, default=0, server_default="0"),
 )
 ROLLBACK_FREEZES = sa.Table(
@@ -236,23 +235,6 @@ ROUTES = sa.Table(
     METADATA,
     sa.Column("model", sa.Text, primary_key=True),
     sa.Column("revision", sa.BigInteger, nullable=False),
-    sa.Column("plain", Json, nullable=False),
-)
-#: Pairs that a replica has handed over to be joined to blocks, until the leader takes them.
-RESTS = sa.Table(
-    "rests",
-    METADATA,
-    sa.Column("incarnation", sa.Text, primary_key=True),
-    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("upto", sa.BigInteger, nullable=False),
-    sa.Column("plain", Json, nullable=False),
-)
-#: What is left of them of each series; without a model, how far a replica's rows were taken.
-POOLS = sa.Table(
-    "pools",
-    METADATA,
-    *(sa.Column(part, sa.Text, primary_key=True) for part in KEY[:-1]),
-    sa.Column("fence", sa.BigInteger, nullable=False),
     sa.Column("plain", Json, nullable=False),
 )
 #: Labels that came to a replica which has no answer for them: another one may.
@@ -374,11 +356,8 @@ def upsert_statement(
     dialect: sa.Dialect, table: sa.Table, changes: Mapping[str, Any] | None = None,
     *, newer: str | None = None,
 ) -> sa.sql.Executable:  # fmt: skip
-    """Return the statement of ``upsert`` in a dialect: ``sqlite`` or ``postgresql``.
-
-    Args:
-        newer: a column: what is there stays, unless it has less in it.
-    """
+    """Return the statement of ``upsert`` in a dialect: ``sqlite`` or ``postgresql``; with a column
+    ``newer`` what is there stays, unless it has less in that."""
     module = {"sqlite": sqlite, "postgresql": postgresql}[dialect.name]
     statement = module.insert(table)
     keys = [column.name for column in table.primary_key.columns]
@@ -392,10 +371,10 @@ def upsert_statement(
 
 
 def insert_once(dialect: sa.Dialect, table: sa.Table) -> sa.sql.Executable:
-    """Return a statement that inserts rows, but those whose primary key is there already."""
+    """Return a statement that inserts a row unless it is there; ``rowcount`` says if it did."""
     module = {"sqlite": sqlite, "postgresql": postgresql}[dialect.name]
     made: sa.sql.Executable = module.insert(table).on_conflict_do_nothing()
-    return made
+    return made.execution_options(preserve_rowcount=True)
 
 
 def never_lower(dialect: sa.Dialect) -> dict[str, Any]:

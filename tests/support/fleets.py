@@ -27,6 +27,7 @@ from onnx import helper
 
 from sidecar.monitor.client import MonitorCallError, MonitorClient
 from sidecar.protocol.pb import inference_pb2 as pb
+from sidecar.protocol.pb import monitor_pb2 as mpb
 from tests.monitor.actions.clusters import NAME, deploy, template
 from tests.support import models
 from tests.support.alert_receiver import AlertReceiver
@@ -52,7 +53,7 @@ def until(check: Callable[[], Any], what: str, *, within_s: float = 120) -> Any:
     deadline = time.monotonic() + within_s
     while not (result := check()):
         assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
-        time.sleep(0.01)
+        time.sleep(0.05)
     return result
 
 
@@ -100,6 +101,29 @@ class Replica:
             return self.client.status(5).pid
         return 0
 
+    def evidence(self) -> dict[str, dict[tuple[str, ...], float]]:
+        """Incarnation → what it has counted of this and that, over all blocks, as this replica
+        knows it."""
+        found: dict[str, dict[tuple[str, ...], float]] = {}
+        token = ""
+        with grpc.insecure_channel(self.monitor) as channel:
+            ask = channel.unary_unary(
+                f"/{mpb.DESCRIPTOR.services_by_name['Monitor'].full_name}/GetEvidence",
+                request_serializer=mpb.GetEvidenceRequest.SerializeToString,
+                response_deserializer=mpb.GetEvidenceResponse.FromString,
+            )
+            while True:
+                page = ask(mpb.GetEvidenceRequest(page_size=10_000, page_token=token), timeout=60)
+                for row in page.rows:
+                    counts = found.setdefault(row.incarnation, {})
+                    one = row.key
+                    for cell, count in row.cells.items():
+                        name = (one.candidate, one.baseline, one.output, one.metric, cell)
+                        counts[name] = round(counts.get(name, 0.0) + count, 6)
+                token = page.next_page_token
+                if not token:
+                    return found
+
     def view(self) -> Any:
         """The pair of versions; ``None``: it is not known yet."""
         with contextlib.suppress(MonitorCallError):
@@ -119,7 +143,7 @@ class Fleet:
 
     def __init__(
         self, folder: Path, url: str, *, count: int = 3, rate: float = 25.0, lease_s: float = 2.0,
-        interval_s: float = 0.2, min_pairs: int = 60, **settings: Any,
+        interval_s: float = 0.5, min_pairs: int = 60, **settings: Any,
     ) -> None:  # fmt: skip
         self.folder, self.url, self.rate, self.lease_s = folder, url, rate, lease_s
         self.api, self.receiver = KubernetesApi(), AlertReceiver()
@@ -228,11 +252,15 @@ class Fleet:
         """Process and fence of the row in the database."""
         import psycopg
 
-        with psycopg.connect(self.url, connect_timeout=5) as connection:
-            row = connection.execute(
-                "SELECT plain, fence FROM leader WHERE name = 'rollback' AND expires_ns > "
-                "(extract(epoch FROM clock_timestamp()) * 1000000000)::bigint"
-            ).fetchone()
+        query = (
+            "SELECT plain, fence FROM leader WHERE name = 'rollback' AND expires_ns > "
+            "(extract(epoch FROM clock_timestamp()) * 1000000000)::bigint"
+        )
+        try:
+            with psycopg.connect(self.url, connect_timeout=5) as connection:
+                row = connection.execute(query).fetchone()
+        except psycopg.Error:  # no tables yet, or no database just now
+            row = None
         return (0, 0) if row is None else (int(json.loads(row[0])["pid"]), int(row[1]))
 
     def leading(self) -> Replica:
@@ -257,6 +285,31 @@ class Fleet:
             found += marks
         return found
 
+    def undo(self, replica: Replica) -> None:
+        """An operator takes the rollback back at a replica: the regression begins anew."""
+        until(self.all_rolled_back, "all show that it is rolled back", within_s=300)
+        decision = replica.client.decisions(MODEL, 1)[0]
+        replica.client.undo(decision.id, by="ann", reason="once more")
+
+    def all_rolled_back(self) -> bool:
+        """Whether every replica that answers shows it, and all do."""
+        views = [one.view() for one in self.replicas]
+        return all(view is not None and view.state == "rolled_back" for view in views)
+
+    def firing(self) -> int:
+        """How many decisions the receiver has heard of."""
+        return len({_decision(one) for one in self.alerts()})
+
+    def counted(self) -> list[int]:
+        """Pairs, as each replica shows them; -1: it does not."""
+        views = [one.view() for one in self.replicas]
+        return [max((h.pairs for h in v.metrics), default=0) if v else -1 for v in views]
+
+    def is_settled(self) -> bool:
+        """Whether every replica knows of every incarnation what the others know."""
+        first, *others = [one.evidence() for one in self.replicas]
+        return all(one == first for one in others)
+
     def image(self) -> str:
         """What the Deployment runs."""
         spec = self.api.get("deployments", NAME["namespace"], NAME["name"])["spec"]
@@ -266,6 +319,11 @@ class Fleet:
         """What the receiver has got of it."""
         found = [got.json for got in list(self.receiver.got)]
         return [one for one in found if kind in json.dumps(one)]
+
+
+def _decision(event: dict[str, Any]) -> str:
+    data = event.get("data") or {}
+    return str((data.get("values") or {}).get("decision_id") or event["subject"])
 
 
 @contextlib.contextmanager

@@ -110,6 +110,9 @@ class PostgresServer:
 
     def resume(self) -> None:
         """The inverse of ``pause``."""
+        assert self._process is not None
+        # ``runuser`` stands still with what it has started, and would never hear of its end.
+        self._process.send_signal(signal.SIGCONT)
         self._signal_all(signal.SIGCONT)
 
     def _signal_all(self, number: signal.Signals) -> None:

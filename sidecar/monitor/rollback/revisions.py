@@ -27,7 +27,7 @@ def take(connection: sa.Connection, *, least: int = 0) -> int:
     """The number of the transaction that the connection is in; it is greater than ``least``."""
     if not _count(connection):
         row = {"name": _NAME, "owner": "", "fence": 0, "expires_ns": 0, "plain": {}}
-        connection.execute(tables.insert_once(connection.dialect, tables.LEADER), [row])
+        connection.execute(tables.insert_once(connection.dialect, tables.LEADER), row)
         _count(connection)
     taken = int(connection.execute(latest()).scalar_one())
     if taken <= least:

@@ -249,7 +249,7 @@ class RollbackTables:
         made = connection.execute(change).rowcount
         if not made and standing.revision == 0:
             once = tables.insert_once(connection.dialect, table)
-            made = connection.execute(once, [row]).rowcount
+            made = connection.execute(once, row).rowcount
         if made != 1:
             message = f"somebody else has changed how {pair.new} stands: look again"
             raise TakenError(message)

@@ -17,9 +17,9 @@ LEASE_S = 10.0
 class Fleet:
     """Three on one store, clock and lever; the first leads."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    def __init__(self, folder: Path, url: str = "", **settings: object) -> None:
         self.clock, self.lever = Clock(), Lever()
-        first = Bench(folder, self.clock, self.lever, lease_s=LEASE_S, **settings)
+        first = Bench(folder, self.clock, self.lever, lease_s=LEASE_S, url=url, **settings)
         others = [
             Bench(folder, self.clock, self.lever, beside=first, lease_s=LEASE_S, **settings)
             for _ in range(2)
@@ -286,3 +286,29 @@ def test_whoever_looks_does_not_wait_for_who_writes(fleet: Fleet):
     finally:
         done.set()
         thread.join()
+
+
+def test_all_of_it_on_postgresql(tmp_path: Path, database_url: str):
+    """Its leases go by its own clock, so the test waits for nobody's to run out."""
+    fleet = Fleet(tmp_path, database_url)
+    assert [one.leadership.is_leader for one in fleet.all] == [True, False, False]
+    fleet.pairs(2000, new_only=60)
+    fleet.first.book.follow(fleet.first.store)
+    fleet.first.desk.check()
+    name = fleet.first.decision().id
+    fleet.third.operators.freeze("m", frozen=True, by="ann", reason="")
+    fleet.first.actor.tick()
+    assert fleet.lever.count("perform") == 0
+    fleet.third.operators.freeze("m", frozen=False, by="ann", reason="")
+    fleet.first.leadership.stop()
+    assert fleet.first.store is not None
+    fleet.first.leadership.release(fleet.first.store)
+    for _ in range(4):
+        fleet.tick(fleet.second, fleet.third)
+    assert (fleet.lever.at, fleet.lever.count("perform")) == ("previous", 1)
+    assert fleet.second.decision().fence == 2
+    fleet.third.operators.undo(name, by="ann", reason="")
+    fleet.tick(fleet.second, fleet.third)
+    assert [one.state for one in (fleet.second, fleet.third)] == ["insufficient"] * 2
+    assert fleet.second.alerts() == [("ModelRollback", "resolved", "waiting")]
+    fleet.first.store.close()
