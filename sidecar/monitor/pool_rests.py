@@ -158,8 +158,9 @@ def to_plain(rests: dict[EvidenceKey, list[Lump]]) -> list[Any]:
 
 def from_plain(plain: Any) -> Iterator[tuple[EvidenceKey, list[Lump]]]:
     """The inverse of ``to_plain``."""
-    for *parts, lumps in plain:
-        yield EvidenceKey(*map(str, parts)), [Lump.from_plain(lump) for lump in lumps]
+    for model, candidate, baseline, output, metric, policy, lumps in plain:
+        series = EvidenceKey(model, candidate, baseline, output, metric, policy)
+        yield series, [Lump.from_plain(lump) for lump in lumps]
 
 
 def join(first: Lump | None, lumps: Sequence[Lump]) -> tuple[list[Whole], Lump | None]:

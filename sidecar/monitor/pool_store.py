@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,6 +28,7 @@ from sidecar.monitor.packs import (
 )
 from sidecar.monitor.pool import Pool, Pooled, Row
 from sidecar.monitor.pool_rests import POOLED, Whole, bet, from_plain
+from sidecar.monitor.pool_tables import POOLS, RESTS
 from sidecar.monitor.rows import EvidenceKey, EvidenceRow
 
 #: The incarnation that counts what is joined.
@@ -58,14 +59,13 @@ class PoolTables:
         Args:
             rests: as ``pool_rests.to_plain`` gives them.
         """
-        of = tables.RESTS.c
+        of = RESTS.c
         waiting = sa.select(sa.func.count()).where(of.incarnation == life, of.seq != seq)
         row = {"incarnation": life, "seq": seq, "upto": upto, "plain": {"rests": rests}}
         with self._writing() as connection:
             if rests and (connection.scalar(waiting) or 0) >= ROWS_MAX:
                 return False
-            made = tables.postgresql.insert(tables.RESTS).on_conflict_do_nothing()
-            connection.execute(made, [row])
+            connection.execute(tables.insert_once(connection.dialect, RESTS), [row])
         return True
 
     def join(self, guard: Guard, fence: int, now_ns: int, hold_ns: int) -> int:
@@ -92,11 +92,11 @@ class PoolTables:
 
     def pool(self) -> Pool:
         """How it stands."""
-        return _pool(self._read(sa.select(tables.POOLS)))
+        return _pool(self._read(sa.select(POOLS)))
 
     def handed_over(self) -> list[Row]:
         """Rows that wait."""
-        return list(map(_row, self._read(sa.select(tables.RESTS))))
+        return list(map(_row, self._read(sa.select(RESTS))))
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -104,11 +104,11 @@ class PoolTables:
 
 def _taken(connection: sa.Connection) -> list[Row]:
     """The rows that wait, which are deleted."""
-    of = tables.RESTS.c
+    of = RESTS.c
     order = (of.upto, of.incarnation, of.seq)
-    found = sa.select(tables.RESTS).order_by(*order).limit(_TAKEN_MAX)
+    found = sa.select(RESTS).order_by(*order).limit(_TAKEN_MAX)
     rows = list(connection.execute(found).mappings())
-    gone = sa.delete(tables.RESTS).where(
+    gone = sa.delete(RESTS).where(
         of.incarnation == sa.bindparam("life"), of.seq == sa.bindparam("number")
     )
     if rows:
@@ -124,7 +124,7 @@ def _row(row: sa.RowMapping) -> Row:
 
 
 def _load(connection: sa.Connection) -> Pool:
-    return _pool(connection.execute(sa.select(tables.POOLS)).mappings())
+    return _pool(connection.execute(sa.select(POOLS)).mappings())
 
 
 def _pool(rows: Iterable[sa.RowMapping]) -> Pool:
@@ -149,10 +149,10 @@ def _save(connection: sa.Connection, pool: Pool, fence: int, gone: list[str]) ->
         seq, upto = pool.seen[life]
         plain = {"seq": seq, "upto": upto}
         values.append({**_of_life(life), "fence": fence, "plain": plain})
-    tables.upsert(connection, tables.POOLS, values)
+    tables.upsert(connection, POOLS, values)
     for life in gone:
-        mine = (tables.POOLS.c[part] == value for part, value in _of_life(life).items())
-        connection.execute(sa.delete(tables.POOLS).where(*mine))
+        mine = (POOLS.c[part] == value for part, value in _of_life(life).items())
+        connection.execute(sa.delete(POOLS).where(*mine))
 
 
 def _of_life(life: str) -> dict[str, str]:
@@ -172,7 +172,7 @@ def _count(
     seq = _next_seq(connection)
     added: dict[_Sides, list[tuple[EvidenceKey, Cells]]] = {}
     for key, (block, pairs, total) in whole:
-        at = EvidenceKey(*astuple(key)[:-1], block)
+        at = replace(key, block=block)
         cells = bet(key.metric, POOLED, pairs, total)
         added.setdefault((key.model, key.candidate, key.baseline), []).append((at, cells))
     for sides, bets in added.items():
@@ -192,15 +192,16 @@ def _count(
 
 
 def _next_seq(connection: sa.Connection) -> int:
-    """Take the next number. Where it was taken for dead and folded, it begins anew: what it had
-    counted is part of the past's, and its rows are gone."""
+    """Take the next number. ``POOL`` has no heartbeat, so it is folded about once an hour, as the
+    dead are: then it begins anew, and what it had counted is part of the past's."""
     shared_tables.enter(connection, POOL)
     of = tables.LIVES.c
     mine = of.incarnation == POOL
     row = connection.execute(sa.select(of.seq, of.folded).where(mine).with_for_update()).one()
     values: dict[str, Any] = {"seq": row.seq + 1}
     if row.folded:
-        values |= {"folded": False, "epoch": of.epoch + 1}
+        now_ns = tables.now_ns(connection.dialect)
+        values |= {"folded": False, "epoch": of.epoch + 1, "since_ns": now_ns}
     connection.execute(sa.update(tables.LIVES).where(mine).values(values))
     return int(row.seq) + 1
 

@@ -307,7 +307,7 @@ def _block_wanted(given: Calibration, wanted: int) -> tuple[int, str]:
     if noise.values >= wanted:
         pooled = harms.BLOCK_LENGTHS[:1] if given.pooled else ()
         block = noise.block(harms.BLOCK_LENGTHS, pooled)
-    elif "block" in given.cells:
+    elif "block" in given.cells and not given.pooled:
         block = int(given.cells["block"])
     else:
         return 0, f"how times hang together is known of {noise.values} of {wanted} pairs"

@@ -90,6 +90,34 @@ def test_parts_add_up_and_are_kept_as_json():
     assert restarted.counts.tolist() == first.counts.tolist()
 
 
+def test_sums_by_lag_add_up_as_counts_do():
+    rng = np.random.default_rng(55)
+    replicas = [of(noise(rng, 0.8, 400)) for _ in range(6)]
+    together, cells = Autocorrelation(), {}
+    for one in replicas:
+        together.merge(one)
+        for name, value in one.to_cells().items():
+            assert value
+            cells[name] = cells.get(name, 0) + value
+    assert Autocorrelation.from_cells(cells).tau() == together.tau()
+    assert Autocorrelation.from_cells({}).block(LENGTHS) == 0
+
+
+@pytest.mark.parametrize(("rho", "block"), [(0, 20), (0.05, 20), (0.5, 100), (0.9, 100)])
+def test_joined_blocks_are_for_noise_that_does_not_hang_together(rho, block):
+    rng, together = np.random.default_rng(56), Autocorrelation()
+    for _ in range(32):
+        together.merge(of(noise(rng, rho, 400)))
+    assert together.block(LENGTHS, LENGTHS[:1]) == block
+    if rho == 0.5:
+        assert together.block(LENGTHS) == 20
+
+
+def test_few_values_do_not_say_that_nothing_hangs_together():
+    few = of(noise(np.random.default_rng(57), 0, 3000)[::10], np.arange(300) * 10)
+    assert few.block(LENGTHS, LENGTHS[:1]) != 20
+
+
 def test_its_size_is_bounded():
     found = of(np.ones(5000))
     plain = found.to_plain()
@@ -101,6 +129,8 @@ def test_its_size_is_bounded():
     [
         (lambda: of([math.nan]), "NaN"),
         (lambda: of([1.0, 2.0], [3, 3]), "rise"),
+        (lambda: Autocorrelation.from_cells({"c641": 1.0}), "c641"),
+        (lambda: Autocorrelation.from_cells({"block": 20.0}), "block"),
         (lambda: of([1.0, 2.0], [3]), "2 positions"),
         (lambda: Autocorrelation.from_plain({}), "no autocorrelation"),
         (lambda: Autocorrelation.from_plain(of([1.0]).to_plain() | {"counts": [1.0]}), "lengths"),
