@@ -30,7 +30,7 @@ from sidecar.monitor.drift_side import DriftSide
 from sidecar.monitor.events import EventLog
 from sidecar.monitor.exchange import Exchange
 from sidecar.monitor.exchanges import Item
-from sidecar.monitor.fleet_side import evidence_of, fleet_side
+from sidecar.monitor.fleet_side import FleetSide, evidence_of, fleet_side
 from sidecar.monitor.flip_budgets import FlipBudgets
 from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.judge import Judge
@@ -116,10 +116,7 @@ class Monitor:
             self._labels,
             settings.store,
         )
-        self.fleet = fleet_side(settings.store, self._keeper, clock)
-        if self.fleet is not None:
-            self._routing.join(self.fleet)
-            self._labels.join(self.fleet)
+        self.fleet = self._joined()
         self.alerts = AlertSide(
             config.alerts, lambda: self._keeper.shared, clock,
             lambda alert: self.rollback.still_stands(alert),  # noqa: PLW0108 - which comes later
@@ -162,6 +159,13 @@ class Monitor:
             on_crash=self._on_crash, watch=watch if self.telling.tells_spans else None,
             drift=self._drift.watch, labels=self._labels,
         )  # fmt: skip
+
+    def _joined(self) -> FleetSide | None:
+        fleet = fleet_side(self._config.monitor.store, self._keeper, self._clock)
+        if fleet is not None:
+            self._routing.join(fleet)
+            self._labels.join(fleet)
+        return fleet
 
     def _listening(self) -> Listeners:
         methods = {
