@@ -258,6 +258,22 @@ ROLLBACK_ACTION = Instrument(
     " done, blocked, failed, undone. Absent while there is no decision.",
     (*_PAIR, "action", "state"),
 )  # fmt: skip
+FLEET_LEADER = Instrument(
+    "model_sidecar.fleet.leader", Kind.GAUGE, "{replica}",
+    "1 where this replica decides for all that share its store, else 0.", (),
+)  # fmt: skip
+FLEET_LEADER_CHANGES = Instrument(
+    "model_sidecar.fleet.leader.changes", Kind.COUNTER, "{change}",
+    "Terms of leaders that this replica has seen begin.", (),
+)  # fmt: skip
+FLEET_REPLICAS = Instrument(
+    "model_sidecar.fleet.replicas", Kind.GAUGE, "{replica}",
+    "Replicas that are alive, as far as this one has heard.", (),
+)  # fmt: skip
+FLEET_LAST_EXCHANGE = Instrument(
+    "model_sidecar.fleet.last_exchange.timestamp", Kind.GAUGE, "s",
+    "When counts were last exchanged with the shared store, in seconds since 1970.", (),
+)  # fmt: skip
 LABELS = Instrument(
     "model_sidecar.labels", Kind.COUNTER, "{label}",
     "Late labels: matched with their request, early (they wait for it), repeated, refused, lost"
@@ -309,7 +325,8 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     COMPARISON_SQNR, DISAGREEMENT_RATE, DISAGREEMENT_BOUND, DRIFT_SCORE, DRIFT_THRESHOLD,
     DRIFT_ALARM, DRIFT_ROWS, DRIFT_LAST_SUCCESS, ROLLBACK_EVIDENCE, ROLLBACK_THRESHOLD,
     ROLLBACK_STATE, ROLLBACK_PAIRS, ROLLBACK_THRESHOLD_ACT, ROLLBACK_LAST_CHECK, ROLLBACK_STALE,
-    ROLLBACK_FROZEN, ROLLBACK_DECISIONS, ROLLBACK_ACTION, LABELS, LABELS_WAITING, LABELS_COVERAGE,
+    ROLLBACK_FROZEN, ROLLBACK_DECISIONS, ROLLBACK_ACTION, FLEET_LEADER, FLEET_LEADER_CHANGES,
+    FLEET_REPLICAS, FLEET_LAST_EXCHANGE, LABELS, LABELS_WAITING, LABELS_COVERAGE,
     ALERTS, ALERTS_WAITING,
     TELEMETRY_ITEMS, TELEMETRY_UP, TELEMETRY_QUEUE,
 )  # fmt: skip

@@ -95,9 +95,48 @@ def _header(status: MonitorStatus, now_wall_ns: int) -> RenderableType:
     if status.store.message:
         store.append(f"\n{status.store.message}", "yellow")
     grid.add_row("store", store)
+    if status.store.shared:
+        grid.add_row("shared", _shared(status))
+    fleet = fleet_text(status, now_wall_ns)
+    if fleet is not None:
+        grid.add_row("fleet", fleet)
     if status.telemetry.state not in {"", "off"}:
         grid.add_row("telemetry", telemetry_text(status.telemetry))
     return grid
+
+
+def fleet_text(status: MonitorStatus, now_wall_ns: int) -> Text | None:
+    """Who decides of all replicas that share a store, since when, and how many live; ``None``:
+    none is shared."""
+    leader, replicas = status.leader, len(status.store.replicas)
+    if not leader.fence and not leader.message:
+        return None
+    if leader.fence:
+        text = Text(
+            f"{'this monitor' if leader.here else leader.host} decides",
+            "yellow" if leader.message else "green",
+        )
+        age = duration(max(now_wall_ns - leader.since_wall_ns, 0) / _NS)
+        text.append(f", process {leader.pid}, for {age} (term {leader.fence})", "default")
+    else:
+        text = Text("nobody decides", "bold yellow")
+    lives = "1 replica lives" if replicas == 1 else f"{replicas} replicas live"
+    text.append(f", {lives}", "default")
+    if leader.message:
+        text.append(f"\n{leader.message}", "yellow")
+    return text
+
+
+def _shared(status: MonitorStatus) -> Text:
+    """The database of all replicas, and who of them is alive."""
+    store = status.store
+    shown = Text("ok" if store.shared_ok else "not reached", _good(good=store.shared_ok))
+    alive = ", ".join(name[:8] for name in store.replicas) or "none is known to be"
+    shown.append(f", {store.shared}, {len(store.replicas)} alive: ", "default")
+    shown.append(alive, "default")
+    if store.shared_message:
+        shown.append(f"\n{store.shared_message}", "yellow")
+    return shown
 
 
 def _coverage(status: MonitorStatus) -> RenderableType:

@@ -30,6 +30,7 @@ def status(
     Raises:
         SidecarError: nobody answers there, or the model is not checked.
     """
+    from sidecar.cli.monitor_screen import fleet_text
     from sidecar.cli.rollback_screen import rollback_group
     from sidecar.clock import SystemClock
     from sidecar.monitor.client import MonitorClient
@@ -38,10 +39,14 @@ def status(
         if watch_s is not None:
             return _follow(client, model, watch_s)
         views = client.rollback(model)
+        fleet = None if as_json else fleet_text(client.status(), SystemClock().now_ns())
     if as_json:
         _print_json(views)
     else:
-        _console().print(rollback_group(views, SystemClock().now_ns()))
+        console = _console()
+        if fleet is not None:
+            console.print(fleet)
+        console.print(rollback_group(views, SystemClock().now_ns()))
     return exit_code(views) if check else FINE
 
 

@@ -21,7 +21,7 @@ class AlertSide:
 
     Args:
         store: the store, while it is open; alerts wait for it.
-        still_stands: as ``Outbox`` has it.
+        still_stands, leads: as ``Outbox`` has them.
 
     Raises:
         ConfigError: a channel cannot be made as configured. MissingExtraError: its library is not
@@ -34,13 +34,14 @@ class AlertSide:
         store: Callable[[], Store | None],
         clock: Clock,
         still_stands: Callable[[str], bool] = lambda _: True,
+        leads: Callable[[], bool] | None = None,
     ) -> None:
         def tables() -> OutboxTables | None:
             opened = store()
             return None if opened is None else opened.part(OutboxTables)
 
         channels = make_channels(config)
-        self.outbox = Outbox(tables, channels, config, clock, still_stands)
+        self.outbox = Outbox(tables, channels, config, clock, still_stands, leads=leads)
         measured = MeasuredAlerts(self.outbox.counts, self.outbox.waiting, clock.now_ns())
         self._measured = measured
 

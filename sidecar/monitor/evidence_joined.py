@@ -52,6 +52,11 @@ class JoinedEvidence(Evidence):
         with self._lock:
             return self._others.latest(key)
 
+    def stretch(self, key: EvidenceKey) -> int:
+        """The first block of the stretch that a key's counts belong to now."""
+        with self._lock:
+            return self._others.stretch(key)
+
     def _take_off(self, key: EvidenceKey, cells: Cells) -> None:
         add_cells(self._folded.setdefault(key, {}), cells)
         at = EvidenceKey(*series_of(key), self._others.stretch(key))

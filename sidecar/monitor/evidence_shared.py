@@ -65,7 +65,6 @@ class SharedEvidence(JoinedEvidence):
         self._written: dict[PackKey, Pack] = {}
         self._empty_ns: dict[PackKey, int] = {}
         self._since: dict[EvidenceKey, LogHistogram] = {}
-        self._doubt_since: dict[EvidenceKey, LogHistogram] = {}
         self._reading = Reading()
         self._their_sketches: dict[EvidenceKey, dict[str, SketchRow]] = {}
         self._stale_sketches: set[EvidenceKey] = set()
@@ -155,7 +154,9 @@ class SharedEvidence(JoinedEvidence):
                 shared_tables.write(store, flush)
             except FoldedError as error:
                 self._give_back(flush)
-                self._rename(store, error.seq)
+                reading = self._reading.fresh()
+                read(store, reading, self._name)  # so that nothing is missing in between
+                self._rename(reading, error.seq)
             except NotAsLeftError as error:
                 self._give_back(flush)
                 self._note_all_again(error.seq)
@@ -193,7 +194,7 @@ class SharedEvidence(JoinedEvidence):
         flush.sketches = [
             SketchRow(key, self._name, self._sketches[key].to_plain(), now_ns) for key in sketches
         ]
-        self._doubt_since, self._since = self._since, {}
+        flush.since, self._since = self._since, {}
         return flush
 
     def _pack(self, pack: PackKey) -> Pack:
@@ -208,7 +209,6 @@ class SharedEvidence(JoinedEvidence):
                 self._empty_ns.clear()
             self._again = False
             self._doubt, self._seq = None, flush.seq
-            self._doubt_since = {}
             for pack in flush.packs:
                 self._written[pack.key] = pack
                 self._empty_ns.pop(pack.key, None)
@@ -224,52 +224,57 @@ class SharedEvidence(JoinedEvidence):
         with self._lock:
             self._changed_packs |= {pack.key for pack in flush.packs}
             self._changed_sketches |= {row.key for row in flush.sketches}
-            if self._doubt is not None and flush.found == self._doubt.seq:
-                self._confirm_doubt()
-            elif self._doubt is not None and flush.found is not None:
-                self._doubt = None
+            if flush.found is not None:
+                self._settle_doubt(flush.found)
             if flush.sent:
                 self._doubt = flush
-            for key, sketch in self._doubt_since.items():
-                self._since.setdefault(key, LogHistogram()).merge(sketch)
-            self._doubt_since = {}
+            else:
+                self._take_back(flush)
 
-    def _confirm_doubt(self) -> None:
-        doubt = self._doubt
-        if doubt is not None:
-            self._seq, self._doubt = doubt.seq, None
+    def _settle_doubt(self, found: int) -> None:
+        """What became of the flush that nobody knew of: ``found`` is the latest in the database."""
+        doubt, self._doubt = self._doubt, None
+        if doubt is not None and doubt.seq == found:
+            self._seq = found
             self._written.update({pack.key: pack for pack in doubt.packs})
+        elif doubt is not None:
+            self._take_back(doubt)
+
+    def _take_back(self, flush: Flush) -> None:
+        for key, sketch in flush.since.items():
+            self._since.setdefault(key, LogHistogram()).merge(sketch)
 
     def _note_all_again(self, seq: int) -> None:
         logger.warning("the shared store has not what was written: all of it is written again")
         with self._lock:
-            self._again, self._doubt = True, None
+            self._settle_doubt(-1)
+            self._again = True
             self._number = max(self._number, seq)
             self._epoch += 1
             self._changed_remarks |= self._remarks.keys()
             self._changed_certificates |= self._certificates.keys()
             self._stored.clear()
 
-    def _rename(self, store: Store, seq: int) -> None:
-        """Others took this incarnation for dead: what it had written counts as the past's."""
-        reading = self._reading.fresh()
-        read(store, reading, self._name)  # so that nothing is missing in between
+    def _rename(self, reading: Reading, seq: int) -> None:
+        """Others took this incarnation for dead: what it had written counts as the past's.
+
+        ``reading`` was read after that. ``seq``: the last flush that is part of the past.
+        """
         with self._lock:
-            if self._doubt is not None and self._doubt.seq == seq:
-                self._confirm_doubt()
+            self._settle_doubt(seq)
             for pack in self._written.values():
                 for place, cells in pack.cells().items():
                     self._take_off(pack.key.key(place), cells)
-            self._sketches, self._since = dict(self._since), {}
+            self._sketches, self._since = self._since, {}
             for key, sketch in self._sketches.items():
                 self._since[key] = LogHistogram()
                 self._since[key].merge(sketch)
             self._changed_sketches = set(self._sketches)
-            self._changed_packs = {key for key, own in self._own_packs.items() if own}
+            self._changed_packs = set(self._own_packs)
             self._written.clear()
             self._empty_ns.clear()
             self._seq = self._number = self._epoch = 0
-            self._doubt, self._again, self._touched = None, False, None
+            self._again, self._touched = False, None
             before, self._names = self._name, self._names + 1
             self._name = f"{self.incarnation}+{self._names}"
             self._apply(reading)
@@ -311,17 +316,25 @@ class SharedEvidence(JoinedEvidence):
 
     @override
     def refresh(self, store: Store) -> None:
-        read(store, self._reading, self._name)
-        with self._lock:
-            self._apply(self._reading)
+        reading = self._reading
+        read(store, reading, self._name)
+        own = reading.own
+        if own is not None and own.folded:
+            self._rename(reading, own.seq)
+        else:
+            with self._lock:
+                self._apply(reading)
+                left = {self._seq} if self._doubt is None else {self._seq, self._doubt.seq}
+                is_left = not self._seq or (
+                    own is not None and own.epoch == self._epoch and own.seq in left
+                )
+            if not (is_left or self._again):
+                self._note_all_again(own.seq if own is not None else 0)
+                store.database.put_again()
         self.refreshes += 1
 
     def _apply(self, reading: Reading) -> None:
         self._reading = reading
-        own = reading.own
-        left = {self._seq} if self._doubt is None else {self._seq, self._doubt.seq}
-        if self._seq and (own is None or own.epoch != self._epoch or own.seq not in left):
-            self._again = True
         if reading.all_again:
             self._others.clear()
             self._stale_sketches |= self._their_sketches.keys()

@@ -19,6 +19,7 @@ from sidecar.monitor.evidence_shared import SharedEvidence
 from sidecar.monitor.keeper import Keeper
 from sidecar.monitor.replicas import Replica, Replicas
 from sidecar.monitor.rows import StoreError
+from sidecar.monitor.shared_fold import Folder
 
 if TYPE_CHECKING:
     from sidecar.config_monitor import StoreConfig
@@ -40,6 +41,7 @@ class FleetSide:
 
     Attributes:
         replicas: who else is there.
+        folder: folds the counts of dead monitors; its ``may_fold`` says whether it may here.
     """
 
     def __init__(self, settings: StoreConfig, keeper: Keeper, clock: Clock) -> None:
@@ -50,6 +52,8 @@ class FleetSide:
         self._steps: list[tuple[str, Step]] = []
         self._last: list[tuple[str, Step]] = []
         self._failing: dict[str, str] = {}
+        self.folder = Folder(keeper.incarnation, keeper.stretch, clock)
+        self.every_sync("folding", self.folder.step)
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fleet", daemon=True)
 
@@ -145,8 +149,16 @@ def evidence_of(settings: StoreConfig | None, clock: Clock) -> Evidence:
     return Evidence(name, clock) if settings is None else SharedEvidence(name, clock)
 
 
-def fleet_side(settings: StoreConfig | None, keeper: Keeper, clock: Clock) -> FleetSide | None:
+def fleet_side(
+    settings: StoreConfig | None,
+    keeper: Keeper,
+    clock: Clock,
+    *joins: Callable[[FleetSide], None],
+) -> FleetSide | None:
     """The fleet's part of a monitor; ``None``: it is alone.
+
+    Args:
+        joins: who has something done in each round.
 
     Raises:
         ConfigError: the URL cannot be read. MissingExtraError: psycopg is not installed.
@@ -156,4 +168,7 @@ def fleet_side(settings: StoreConfig | None, keeper: Keeper, clock: Clock) -> Fl
     from sidecar.monitor.database_postgres import PostgresDatabase
 
     PostgresDatabase(settings)  # what is wrong with the settings is said before anything starts
-    return FleetSide(settings, keeper, clock)
+    side = FleetSide(settings, keeper, clock)
+    for join in joins:
+        join(side)
+    return side

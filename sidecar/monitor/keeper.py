@@ -19,7 +19,7 @@ from sidecar.monitor.events import EventLog
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.evidence_shared import SharedEvidence
 from sidecar.monitor.labels import LateLabels
-from sidecar.monitor.rows import StoreError
+from sidecar.monitor.rows import EvidenceKey, StoreError
 from sidecar.monitor.store import Store
 from sidecar.monitor.view import StoreStatus
 
@@ -147,6 +147,11 @@ class Keeper:
         assert isinstance(self._evidence, SharedEvidence)
         self._evidence.share(store)
         self._evidence.refresh(store)
+
+    def stretch(self, key: EvidenceKey) -> int:
+        """The first block of the stretch that a key's counts belong to now."""
+        assert isinstance(self._evidence, SharedEvidence)
+        return self._evidence.stretch(key)
 
     def close_shared(self) -> None:
         """After the last ``sync``."""

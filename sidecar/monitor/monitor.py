@@ -30,15 +30,17 @@ from sidecar.monitor.drift_side import DriftSide
 from sidecar.monitor.events import EventLog
 from sidecar.monitor.exchange import Exchange
 from sidecar.monitor.exchanges import Item
-from sidecar.monitor.fleet_side import FleetSide, evidence_of, fleet_side
+from sidecar.monitor.fleet_side import evidence_of, fleet_side
 from sidecar.monitor.flip_budgets import FlipBudgets
 from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.judge import Judge
 from sidecar.monitor.keeper import Keeper
 from sidecar.monitor.labels import LateLabels
+from sidecar.monitor.leader import leadership_of
 from sidecar.monitor.ledger import Ledger
 from sidecar.monitor.listeners import Listeners
 from sidecar.monitor.measured_evidence import MeasuredEvidence
+from sidecar.monitor.measured_fleet import MeasuredFleet
 from sidecar.monitor.measures import Measures
 from sidecar.monitor.mirror import MirrorProcess, Stopped
 from sidecar.monitor.mirror_spans import MirrorSpans, roles_of
@@ -80,15 +82,9 @@ class Monitor:
     """
 
     def __init__(
-        self,
-        config: SidecarConfig,
-        base_dir: Path,
-        source: str,
-        clock: Clock,
-        *,
-        pages: Sequence[Page] | PageFiles = (),
-        serve_started_ns: int = 0,
-    ) -> None:
+        self, config: SidecarConfig, base_dir: Path, source: str, clock: Clock, *,
+        pages: Sequence[Page] | PageFiles = (), serve_started_ns: int = 0,
+    ) -> None:  # fmt: skip
         self._config = config
         self._source = source
         self._clock = clock
@@ -108,18 +104,20 @@ class Monitor:
         self._drift = DriftSide(config, self._events, self._state_dir, self.telling, clock)
         self._labels = LateLabels(config.models, self._evidence, clock, self._drift.watch.labelled)
         self._keeper = Keeper(
-            self._state_dir,
-            self._evidence,
-            self._events,
-            clock,
-            self._drift.watch,
-            self._labels,
+            self._state_dir, self._evidence, self._events, clock, self._drift.watch, self._labels,
             settings.store,
+        )  # fmt: skip
+        self.fleet = fleet_side(
+            settings.store, self._keeper, clock, self._routing.join, self._labels.join
         )
-        self.fleet = self._joined()
+        self.leadership = leadership_of(
+            settings.store, lambda: self._keeper.shared, self.fleet, clock,
+            lambda: self.rollback.led_anew(),  # noqa: PLW0108 - likewise
+        )  # fmt: skip
         self.alerts = AlertSide(
             config.alerts, lambda: self._keeper.shared, clock,
             lambda alert: self.rollback.still_stands(alert),  # noqa: PLW0108 - which comes later
+            None if settings.store is None else lambda: self.rollback.leads,
         )  # fmt: skip
         self._ingest = Ingest(queue_bytes=settings.channel.queue_bytes, clock=clock)
         self._rate = AdaptiveRate(settings.mirror.sample_rate)
@@ -140,15 +138,19 @@ class Monitor:
             self._evidence, self._worker.tally, self._models, lambda: self._ingest.queue_bytes,
             self._started_ns,
         )  # fmt: skip
-        self.rollback = RollbackSide(
-            config, self._plans, self._evidence, self.measures, self.alerts.outbox,
-            lambda: self._keeper.shared, self._events, clock, copies=self._mirror.copies,
-            budget=FlipBudgets(self._state_dir).budget, routes=self._routing.routes,
-        )  # fmt: skip
+        self.rollback = self._make_rollback()
         self._listeners = self._listening()
         self._looking = threading.Lock()
         self._listener: ExchangeListener | None = None
         self._thread = threading.Thread(target=self._worker.run, name="worker", daemon=True)
+
+    def _make_rollback(self) -> RollbackSide:
+        return RollbackSide(
+            self._config, self._plans, self._evidence, self.measures, self.alerts.outbox,
+            lambda: self._keeper.shared, self._events, self._clock, copies=self._mirror.copies,
+            budget=FlipBudgets(self._state_dir).budget, routes=self._routing.routes,
+            leadership=self.leadership, fleet=self.fleet,
+        )  # fmt: skip
 
     def _make_worker(self) -> Worker:
         settings, clock = self._config.monitor, self._clock
@@ -159,13 +161,6 @@ class Monitor:
             on_crash=self._on_crash, watch=watch if self.telling.tells_spans else None,
             drift=self._drift.watch, labels=self._labels,
         )  # fmt: skip
-
-    def _joined(self) -> FleetSide | None:
-        fleet = fleet_side(self._config.monitor.store, self._keeper, self._clock)
-        if fleet is not None:
-            self._routing.join(fleet)
-            self._labels.join(fleet)
-        return fleet
 
     def _listening(self) -> Listeners:
         methods = {
@@ -208,6 +203,7 @@ class Monitor:
             [
                 self.measures.points, self.measured_evidence.points, self._drift.points,
                 self.alerts.points, self.rollback.points, self._labels.points,
+                MeasuredFleet(self.leadership, self.fleet, self._clock).points,
             ]
         )  # fmt: skip
         while not loaded.wait(0.1):
@@ -216,16 +212,14 @@ class Monitor:
         if failed:
             raise failed[0]
         self._judge.look(quiet=True)
+        self.leadership.start()
         self.rollback.start()
         self._listener = ExchangeListener(
-            self._socket,
-            self._receive,
+            self._socket, self._receive,
             max_exchange_bytes=self._config.monitor.channel.max_exchange_bytes,
-            rate=self._rate.rate,
-            on_spans=self.telling.on_spans,
-            on_logs=self.telling.on_logs,
+            rate=self._rate.rate, on_spans=self.telling.on_spans, on_logs=self.telling.on_logs,
             routes=self._routing.workers,
-        )
+        )  # fmt: skip
         self._listener.start()
         self._state = "running"
         return {**bound, "socket": str(self._socket)}
@@ -302,6 +296,7 @@ class Monitor:
         self._counts()
         self._drift.close()
         self.alerts.close()
+        self.leadership.stop()
         if self.fleet is not None:
             self.fleet.close()
         self._keeper.close()  # before what waits for others
@@ -347,6 +342,7 @@ class Monitor:
             version=__version__,
             config=self._source,
             telemetry=self.telling.status(),
+            leader=self.leadership.status(),
         )
 
     def _models(self) -> list[ModelStatus]:

@@ -45,6 +45,8 @@ class Outbox:
         tables: of the store; ``None`` while it is not open: then alerts wait.
         still_stands: whether what an alert (its id) says still holds; asked before it is said that
             it fires.
+        leads: where several monitors share the store, whether this one tells what is due; ``None``:
+            nobody else does.
     """
 
     def __init__(
@@ -54,7 +56,11 @@ class Outbox:
         settings: AlertsConfig,
         clock: Clock,
         still_stands: Callable[[str], bool] = lambda _: True,
+        *,
+        leads: Callable[[], bool] | None = None,
     ) -> None:
+        self._leads = leads
+        self._waiting: dict[str, int] = {}
         self.channels = tuple(channels)
         self._tables = tables
         self._settings = settings
@@ -146,13 +152,24 @@ class Outbox:
         except StoreError:  # which the store has said
             self._unsettled.release()
 
+    def _may_tell(self, sender: Sender) -> bool:
+        if self._leads is not None:
+            if not self._leads():
+                sender.forget()
+                self._waiting = {}
+                return False
+            # In this thread: who collects metrics does not wait for another machine.
+            if sender is self.senders[0]:
+                self._waiting = self._read_waiting()
+        self._settle()
+        return True
+
     def _run(self, sender: Sender) -> None:
         waker = self._wakers[sender.channel.name]
         while not self._stopping.is_set():
             waker.clear()
             try:
-                self._settle()
-                more = sender.step()
+                more = self._may_tell(sender) and sender.step()
             except Exception:  # a channel's thread must not end
                 logger.exception("the alerts of %s wait", sender.channel.name)
                 more = False
@@ -212,7 +229,11 @@ class Outbox:
             return dict(self._counts)
 
     def waiting(self) -> dict[str, int]:
-        """Channel → alerts that it has not taken yet; empty where that cannot be read."""
+        """Channel → alerts that it has not taken yet; empty where that is not known, or another
+        monitor's to say."""
+        return self._read_waiting() if self._leads is None else dict(self._waiting)
+
+    def _read_waiting(self) -> dict[str, int]:
         tables = self._tables()
         try:
             found = {} if tables is None else tables.waiting()

@@ -101,6 +101,12 @@ class Sender:
         self._cannot_read = False
         self._unwritten: dict[str, Outgoing] = {}
 
+    def forget(self) -> None:
+        """Another monitor tells from now on: it goes by what the store has."""
+        self._unwritten.clear()
+        self._offset_ns = None
+        self._failures, self._paused_ns = 0, 0
+
     def step(self) -> bool:
         """Send what is due; returns whether there may be more."""
         tables = self._tables()

@@ -166,7 +166,8 @@ def _waiting() -> sa.Select[Any]:
 
 
 def _rows(connection: sa.Connection, where: sa.ColumnElement[bool]) -> list[Outgoing]:
-    found = connection.execute(sa.select(_OUTBOX).where(where)).mappings()
+    # Read to be written: nobody else writes them meanwhile.
+    found = connection.execute(sa.select(_OUTBOX).where(where).with_for_update()).mappings()
     return [row for one in found if (row := _outgoing(one)) is not None]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +19,8 @@ from sidecar.monitor.actions.base import Action
 from sidecar.monitor.events import EventLog
 from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchange import Exchange
+from sidecar.monitor.fleet_side import FleetSide
+from sidecar.monitor.leader import Leadership
 from sidecar.monitor.measured_rollback import Decided, MeasuredRollback
 from sidecar.monitor.measures import CALLERS_OWN, Measures
 from sidecar.monitor.mirror_protocol import CopyInfo
@@ -26,6 +30,7 @@ from sidecar.monitor.rollback.book import Book
 from sidecar.monitor.rollback.decisions import Decision, Kind
 from sidecar.monitor.rollback.desk import Desk
 from sidecar.monitor.rollback.operators import Operators
+from sidecar.monitor.rollback.pooled import PooledTraffic
 from sidecar.monitor.rollback.schedule import Schedule
 from sidecar.monitor.rollback.store import AlertSink
 from sidecar.monitor.rollback.traffic import Traffic
@@ -60,6 +65,8 @@ class RollbackSide:
         store: the store, while it is open.
         copies: variant → its copy in the mirror child.
         routes: the route table; ``None``: nothing can be routed from here.
+        leadership: of this monitor; ``None``: nobody else has the store.
+        fleet: the other replicas; ``None``: there are none.
         budget: pair identity → the flips that validation has recorded for it.
 
     Raises:
@@ -81,6 +88,8 @@ class RollbackSide:
         copies: Mapping[str, CopyInfo],
         routes: Routes | None = None,
         budget: Callable[[str], float | None] = lambda _: None,
+        leadership: Leadership | None = None,
+        fleet: FleetSide | None = None,
     ) -> None:
         self._models = checked_models(config)
         self._store = store
@@ -90,11 +99,12 @@ class RollbackSide:
         self._seen: Counter[tuple[str, bool]] = Counter()
         self._seeing = threading.Lock()
         self._decided: Counter[Decided] = Counter()
-        self.book = Book(alerts, clock)
+        self._leadership = leadership or Leadership(lambda: None, clock)
+        self.book = Book(alerts, clock, self._leadership)
         self._actions = _actions(self._models, routes, clock)
         sources = Sources(
-            self._models, plans, evidence, self._traffic, budget, self._serves,
-            since_ns=measures.since_ns,
+            self._models, plans, evidence, self._traffic_of(fleet), budget, self._serves,
+            since_ns=measures.since_ns if fleet is None else 0,
         )  # fmt: skip
         mirror = config.monitor.mirror
         self.desk = Desk(sources, self.book, clock, rate=mirror.sample_rate, told=self._told)
@@ -111,6 +121,8 @@ class RollbackSide:
         )  # fmt: skip
         self._measured = MeasuredRollback(self.views, self._counted, clock.now_ns())
         self._schedule: Schedule | None = None
+        if fleet is not None:
+            fleet.every_sync("rollback", self._follow)
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -134,6 +146,24 @@ class RollbackSide:
         if self.book.open():
             self._actor.wake()
 
+    @property
+    def leads(self) -> bool:
+        """Whether this monitor decides, and knows all that was decided before."""
+        return self.book.leads if self._models else self._leadership.is_leader
+
+    def led_anew(self) -> None:
+        """This monitor has begun, or ceased, to lead: look at once, whatever the intervals."""
+        if self._schedule is not None:
+            self._schedule.now()
+        self._actor.wake()
+
+    def _follow(self, store: Store) -> None:
+        """What others have written, operators at other replicas too."""
+        if self._models:
+            self.book.follow(store)
+            if self.book.has_open:
+                self._actor.wake()
+
     def close(self) -> None:
         """No further checks and actions; bounded. Idempotent."""
         if self._schedule is not None:
@@ -146,6 +176,24 @@ class RollbackSide:
             return
         with self._seeing:
             self._seen[exchange.variant, exchange.outcome == "OK"] += 1
+
+    def _traffic_of(self, fleet: FleetSide | None) -> Callable[[], Traffic]:
+        """This gateway's, or that of all replicas."""
+        if fleet is None:
+            return self._traffic
+        replicas, measures = fleet.replicas, self._measures
+
+        def source() -> str:
+            # With pages a monitor that is started again goes on with the same counts.
+            mine = measures.since_ns if measures.served() else replicas.incarnation
+            return f"{socket.gethostname()}:{mine}"
+
+        pooled = PooledTraffic(
+            self._traffic, source,
+            lambda: [one.plain.get("traffic") or {} for one in replicas.alive(math.inf)],
+        )  # fmt: skip
+        replicas.tell("traffic", pooled.tell)
+        return pooled.traffic
 
     def _traffic(self) -> Traffic:
         served = self._measures.served()

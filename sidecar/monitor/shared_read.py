@@ -63,7 +63,7 @@ def read(store: Store, reading: Reading, own: str) -> None:
     """Read what is new; raises ``StoreError``, and then ``reading`` goes on from where it was."""
     with shared_tables.reading(store) as reader:
         identity, at_s = reader.identity()
-        lives = reader.lives()
+        lives = reader.lives(own)
         late = not 0 <= at_s - reading.at_s < shared_tables.REREAD_S
         reading.all_again = late or identity != reading.identity
         if reading.all_again:

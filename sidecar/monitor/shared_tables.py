@@ -20,6 +20,7 @@ from sidecar import __version__
 from sidecar.monitor import store_tables as tables
 from sidecar.monitor.packs import EMPTY, Pack, PackKey
 from sidecar.monitor.rows import CertificateRow, EvidenceKey, Remark, SketchRow
+from validators.sketches import LogHistogram
 
 if TYPE_CHECKING:
     from sidecar.monitor.store import Store
@@ -63,6 +64,7 @@ class Flush:
         again: begin anew: everything of this incarnation is in it.
         sent: out: the database may have taken it, even when an error says that it has not.
         found: out: the number that the last flush had; ``None``: it could not be asked.
+        since: what was added to sketches since the last flush that is known to be written.
     """
 
     incarnation: str
@@ -77,6 +79,7 @@ class Flush:
     again: bool = False
     sent: bool = False
     found: int | None = None
+    since: dict[EvidenceKey, LogHistogram] = field(default_factory=dict)
 
 
 def write(store: Store, flush: Flush) -> None:
@@ -182,6 +185,7 @@ class Life:
     incarnation: str
     epoch: int
     seq: int
+    folded: bool = False
 
 
 class Reader:
@@ -201,10 +205,12 @@ class Reader:
         ).one()
         return row[0], row[1]
 
-    def lives(self) -> list[Life]:
-        """All that were not folded."""
+    def lives(self, own: str) -> list[Life]:
+        """All that were not folded, and ``own`` in any case."""
         of = tables.LIVES.c
-        statement = sa.select(of.incarnation, of.epoch, of.seq).where(of.folded.is_(sa.false()))
+        statement = sa.select(of.incarnation, of.epoch, of.seq, of.folded).where(
+            of.folded.is_(sa.false()) | (of.incarnation == own)
+        )
         return [Life(*row) for row in self._connection.execute(statement)]
 
     def packs(self, since: Mapping[str, int]) -> list[sa.RowMapping]:

@@ -37,7 +37,7 @@ def fold(connection: sa.Connection) -> int:
     if not old:
         return 0
     _fold_table(connection, tables.EVIDENCE, "cells", old, _add_cells)
-    _fold_table(connection, tables.SKETCHES, "plain", old, _merge_sketches)
+    _fold_table(connection, tables.SKETCHES, "plain", old, merge_sketches)
     connection.execute(sa.delete(tables.INCARNATIONS).where(lives.incarnation.in_(old)))
     return len(old)
 
@@ -89,7 +89,8 @@ def _add_cells(values: Iterable[Any]) -> dict[str, float] | None:
     return total
 
 
-def _merge_sketches(values: Iterable[Any]) -> dict[str, Any] | None:
+def merge_sketches(values: Iterable[Any]) -> dict[str, Any] | None:
+    """All in one, as they are stored; ``None``: one of them cannot be read."""
     total = None
     for plain in values:
         try:

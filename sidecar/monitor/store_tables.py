@@ -160,6 +160,9 @@ ROLLBACK_PAIRS = sa.Table(
     *(sa.Column(part, sa.Text, primary_key=True) for part in ("model", "new", "previous")),
     sa.Column("identity", sa.Text, primary_key=True),
     sa.Column("plain", Json, nullable=False),
+    # The write that made it so (``rollback/revisions.py``): what changes by compare-and-swap is
+    # compared by it, and whoever reads again reads what is newer.
+    sa.Column("revision", sa.BigInteger, nullable=False, default=0, server_default="0"),
 )
 ROLLBACK_FREEZES = sa.Table(
     "rollback_freezes",
@@ -177,6 +180,7 @@ DECISIONS = sa.Table(
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("fence", sa.BigInteger, nullable=False),
     sa.Column("plain", Json, nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False, default=0, server_default="0"),
 )
 sa.Index("decisions_by_age", DECISIONS.c.model, DECISIONS.c.wall_ns)
 OUTBOX = sa.Table(
@@ -207,7 +211,8 @@ LABELS = sa.Table(
 )
 sa.Index("labels_waiting_by_age", LABELS.c.model, LABELS.c.wall_ns)
 
-#: Who decides: one row, ``name`` = ``rollback``. ``fence`` grows with each new owner.
+#: Who decides: the row ``rollback``, whose ``fence`` grows with each new owner. In the row
+#: ``revision`` it counts the writes of what rollback keeps.
 LEADER = sa.Table(
     "leader",
     METADATA,
@@ -357,16 +362,32 @@ def remove(
 
 
 def upsert_statement(
-    dialect: sa.Dialect, table: sa.Table, changes: Mapping[str, Any] | None = None
-) -> sa.sql.Executable:
-    """Return the statement of ``upsert`` in a dialect: ``sqlite`` or ``postgresql``."""
+    dialect: sa.Dialect, table: sa.Table, changes: Mapping[str, Any] | None = None,
+    *, newer: str | None = None,
+) -> sa.sql.Executable:  # fmt: skip
+    """Return the statement of ``upsert`` in a dialect: ``sqlite`` or ``postgresql``.
+
+    Args:
+        newer: a column: what is there stays, unless it has less in it.
+    """
     module = {"sqlite": sqlite, "postgresql": postgresql}[dialect.name]
     statement = module.insert(table)
     keys = [column.name for column in table.primary_key.columns]
     values = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in keys}
     values |= changes or {}
-    made: sa.sql.Executable = statement.on_conflict_do_update(index_elements=keys, set_=values)
+    where = None if newer is None else table.c[newer] < statement.excluded[newer]
+    made: sa.sql.Executable = statement.on_conflict_do_update(
+        index_elements=keys, set_=values, where=where
+    )
     return made
+
+
+def insert_once(dialect: sa.Dialect, table: sa.Table) -> sa.sql.Executable:
+    """Return a statement that inserts a row, unless its primary key is there already; ``rowcount``
+    says whether it did."""
+    module = {"sqlite": sqlite, "postgresql": postgresql}[dialect.name]
+    made: sa.sql.Executable = module.insert(table).on_conflict_do_nothing()
+    return made.execution_options(preserve_rowcount=True)
 
 
 def never_lower(dialect: sa.Dialect) -> dict[str, Any]:

@@ -222,6 +222,24 @@ class ChildStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaderStatus:
+    """Who decides, of all monitors that share a store; empty where none is shared.
+
+    Attributes:
+        fence: grows with every leader; 0: it is not known who leads.
+        here: it is the monitor that answers.
+        message: why it is not known, or may be wrong by now.
+    """
+
+    host: str = ""
+    pid: int = 0
+    since_wall_ns: int = 0
+    fence: int = 0
+    here: bool = False
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class MonitorStatus:
     """Everything ``sidecar status`` shows.
 
@@ -244,6 +262,7 @@ class MonitorStatus:
     version: str = ""
     config: str = ""
     telemetry: TelemetryStatus = field(default_factory=TelemetryStatus)
+    leader: LeaderStatus = field(default_factory=LeaderStatus)
 
 
 @dataclass(frozen=True, slots=True)

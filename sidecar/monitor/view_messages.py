@@ -32,6 +32,7 @@ MESSAGES: Mapping[type[Any], type[Message]] = {
     view.CertificateView: pb.Certificate,
     view.Coverage: pb.Coverage,
     view.StoreStatus: pb.StoreStatus,
+    view.LeaderStatus: pb.LeaderStatus,
     view.ChildStatus: pb.ChildStatus,
     telemetry_view.TelemetryStatus: pb.Telemetry,
     telemetry_view.SignalStatus: pb.TelemetrySignal,

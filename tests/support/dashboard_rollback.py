@@ -32,6 +32,10 @@ _FROZEN = known.ROLLBACK_FROZEN.prometheus_name
 _DECISIONS = known.ROLLBACK_DECISIONS.prometheus_name
 _ACTION = known.ROLLBACK_ACTION.prometheus_name
 _WAITING = known.ALERTS_WAITING.prometheus_name
+_LEADER = known.FLEET_LEADER.prometheus_name
+_CHANGES = known.FLEET_LEADER_CHANGES.prometheus_name
+_REPLICAS = known.FLEET_REPLICAS.prometheus_name
+_EXCHANGED = known.FLEET_LAST_EXCHANGE.prometheus_name
 
 BY_PAIR = "model_name, new, previous"
 BY_HARM = f"{BY_PAIR}, metric"
@@ -51,7 +55,8 @@ def _largest(name: str, by: str, chosen: str = MODEL) -> str:
 
 def _now() -> list[Panel]:
     def pairs_in(states: str) -> str:
-        return f'count({_STATE}{{{MODEL},state=~"{states}"}} == 1) or vector(0)'
+        one = f'max by ({BY_PAIR}) ({_STATE}{{{MODEL},state=~"{states}"}})'
+        return f"count({one} == 1) or vector(0)"
 
     return [
         stat("Worse versions",
@@ -78,7 +83,7 @@ def _evidence() -> list[Panel]:
                [Query(over, f"{PAIR}: {{{{metric}}}}")], "percentunit", line=1, height=10,
                width=16),
         series("Pairs", "Requests per second that both versions were run on, by harm.",
-               [Query(f"sum by ({BY_HARM}) (rate({_PAIRS}{{{MODEL}}}[$__rate_interval]))",
+               [Query(f"max by ({BY_HARM}) (rate({_PAIRS}{{{MODEL}}}[$__rate_interval]))",
                       f"{PAIR}: {{{{metric}}}}")], "reqps", height=10, width=8),
         table("By harm",
               "The latest look. Evidence is the natural logarithm of odds against chance; what may "
@@ -146,6 +151,26 @@ def _labels() -> list[Panel]:
     ]  # fmt: skip
 
 
+def _fleet() -> list[Panel]:
+    where = "namespace, job"
+    return [
+        timeline("Leader", "Which replica decides for all that share its store.",
+                 Query(f"max by (namespace, job, instance) ({_LEADER})", "{{instance}}"),
+                 words={0: ("follows", GREY), 1: ("leads", GREEN)}, height=6, width=8),
+        series("Replicas", "That are alive, as the one that knows of most has heard.",
+               [Query(f"max by ({where}) ({_REPLICAS})", "{{namespace}} {{job}}")], "none",
+               width=5),
+        series("Changes of leader",
+               "One when a pod is replaced; again and again: a database or monitors that are slow.",
+               [Query(f"max by ({where}) (increase({_CHANGES}[$__rate_interval]))",
+                      "{{namespace}} {{job}}")], "none", width=5),
+        series("Age of the last exchange",
+               "Since a replica's counts were written to the shared store, and the others' read.",
+               [Query(f"time() - max by (namespace, job, instance) ({_EXCHANGED})",
+                      "{{instance}}")], "s", width=6),
+    ]  # fmt: skip
+
+
 def rollback() -> Json:
     """Whether new versions are worse, and what was done about it."""
     return dashboard(
@@ -153,7 +178,7 @@ def rollback() -> Json:
         "Each new version beside the previous one: evidence, states, decisions and actions.",
         [variable("model", "Model", f"label_values({_STATE}, model_name)", "Of which models.")],
         [("Now", _now()), ("Evidence", _evidence()), ("Decisions", _decided()),
-         ("Late labels", _labels())],
+         ("Fleet", _fleet()), ("Late labels", _labels())],
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ patch, so that the API server refuses it (409) where the Rollout has changed mea
 
 from __future__ import annotations
 
-from sidecar.monitor.actions.base import Outcome, Request, Result
+from sidecar.monitor.actions.base import DEPOSED, Outcome, Request, Result
 from sidecar.monitor.actions.cluster import (
     MERGE_PATCH,
     CallError,
@@ -65,6 +65,8 @@ class ArgoAction:
             )
             try:
                 self._abort(rollout, abort=True, dry_run=True)
+                if not dry_run and not request.leads():
+                    return DEPOSED
                 if not dry_run:
                     self._abort(rollout, abort=True)
             except StaleError:

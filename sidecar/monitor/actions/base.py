@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -17,6 +18,9 @@ class Request:
         new_version, previous_version: as the protocol has them.
         fence: grows with each owner of the decision; an action that carries an older one is stale.
         reason: in words, for whoever looks at the object that was changed.
+        leads: whether the owner still is one. To be asked after the object was read, and before it
+            is changed by compare-and-swap: what a later owner has done meanwhile then makes the
+            change stale, however late it comes.
     """
 
     decision_id: str
@@ -27,6 +31,7 @@ class Request:
     previous_version: str
     fence: int
     reason: str
+    leads: Callable[[], bool] = field(default=lambda: True, compare=False, repr=False)
 
 
 class Outcome(StrEnum):
@@ -45,6 +50,10 @@ class Result:
     outcome: Outcome
     text: str
     details: dict[str, str] = field(default_factory=dict)
+
+
+#: What an action says that was begun by somebody who decides no more.
+DEPOSED = Result(Outcome.RETRY, "another monitor decides by now, and goes on with this")
 
 
 class Action(Protocol):

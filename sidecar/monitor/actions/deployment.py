@@ -11,7 +11,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-from sidecar.monitor.actions.base import Outcome, Request, Result
+from sidecar.monitor.actions.base import DEPOSED, Outcome, Request, Result
 from sidecar.monitor.actions.cluster import (
     JSON_PATCH,
     MARK,
@@ -149,6 +149,8 @@ class DeploymentAction:
             body = self._body(request, plan)
             try:
                 self._cluster.patch(body, JSON_PATCH, dry_run=True)
+                if not request.leads():
+                    return DEPOSED
                 self._cluster.patch(body, JSON_PATCH)
             except StaleError:
                 continue

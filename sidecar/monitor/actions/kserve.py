@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sidecar.monitor.actions.base import Outcome, Request, Result
+from sidecar.monitor.actions.base import DEPOSED, Outcome, Request, Result
 from sidecar.monitor.actions.cluster import (
     MARK,
     MERGE_PATCH,
@@ -77,6 +77,8 @@ class KServeAction:
             new = make_mark(request, was, "0", mark)
             try:
                 self._set(service, 0, new, dry_run=True)
+                if not dry_run and not request.leads():
+                    return DEPOSED
                 if not dry_run:
                     self._set(service, 0, new)
             except StaleError:

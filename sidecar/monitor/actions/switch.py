@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from sidecar.clock import Clock
 from sidecar.errors import RequestError, UnavailableError
-from sidecar.monitor.actions.base import Outcome, Request, Result
+from sidecar.monitor.actions.base import DEPOSED, Outcome, Request, Result
 from sidecar.monitor.actions.traffic import Traffic
 from sidecar.monitor.routing import RouteConflictError, Routes, RouteView
 
@@ -93,6 +93,8 @@ class SwitchAction:
             text = f"{request.model}: its route has so many shares that they cannot be written down"
             return Result(Outcome.BLOCKED, text)
         expected = self._checked.pop(request.decision_id, route.revision)
+        if not request.leads():
+            return DEPOSED
         try:
             after = self._routes.set(
                 request.model, shares, by=_BY, expected=expected,

@@ -1,7 +1,9 @@
 """Ask a delivery system to roll back: a POST with JSON, which may come more than once.
 
-The header `Idempotency-Key` is the decision's id and stays the same over retries and restarts; the
-receiver acts on the first and answers the others alike. What its answers mean is in
+The header `Idempotency-Key` is the decision's id and stays the same over retries, restarts and
+leaders; the receiver acts on the first and answers the others alike. `X-Sidecar-Fence` (also in the
+body) grows with every leader: of what carries a lower one than was seen, nothing needs to be done.
+What its answers mean is in
 ``docs/actions.md``; the effect is not believed but looked for in the gateway's traffic.
 """
 
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidecar.clock import Clock
 from sidecar.errors import RequestError
-from sidecar.monitor.actions.base import Outcome, Request, Result
+from sidecar.monitor.actions.base import DEPOSED, Outcome, Request, Result
 from sidecar.monitor.actions.traffic import Traffic
 from sidecar.monitor.actions.within import Within
 from sidecar.monitor.routing import Routes
@@ -40,7 +42,9 @@ class WebhookAction:
         return Result(Outcome.DONE, "the webhook is asked when it is done, and answers then")
 
     def perform(self, request: Request) -> Result:
-        """Ask."""
+        """Ask. There is nothing to compare and swap: the receiver knows the key, and the fence."""
+        if not request.leads():
+            return DEPOSED
         result = self._post(request, "rollback")
         if result.outcome is Outcome.DONE:
             self._traffic.forget(request)
@@ -62,7 +66,10 @@ class WebhookAction:
 
         key = request.decision_id if wish == "rollback" else f"{request.decision_id}-{wish}"
         headers = {name: value.get_secret_value() for name, value in self._config.headers.items()}
-        headers |= {"idempotency-key": key, "user-agent": "model-sidecar"}
+        headers |= {
+            "idempotency-key": key, "x-sidecar-fence": str(request.fence),
+            "user-agent": "model-sidecar",
+        }  # fmt: skip
         body = {
             "action": wish, "decision_id": request.decision_id, "fence": request.fence,
             "model": request.model, "new": request.new, "previous": request.previous,

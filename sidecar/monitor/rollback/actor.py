@@ -6,9 +6,10 @@
        ↘         ↘         ↘         ↘
         (an operator closes it)    blocked, failed: an alert; an operator may have it tried again
 
-On a thread of its own: an API server that hangs stops no check. What was begun by a life of this
-process that has ended is gone on with: ``acting`` may have happened or not, and every action is
-such that doing it again is safe.
+On a thread of its own: an API server that hangs stops no check. Only the leader acts; what an
+earlier one (or an earlier life of this process) had begun is gone on with: ``acting`` may have
+happened or not, and every action is such that doing it again is safe. Who ceases to lead in the
+middle of a step changes nothing any more, and what it writes of it is not taken.
 
 Guards, before anything is touched: nobody has frozen the model; approval, where it is asked for; no
 other action within the cool-down; the pair is fresh (somebody still compares); and the action's own
@@ -86,12 +87,15 @@ class Actor:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._woken.wait(TICK_S if self._book.open() else None)
+            self._woken.wait(TICK_S if self._book.has_open else None)
             self._woken.clear()
             self.tick()
 
     def tick(self) -> None:
         """One step of every open decision. Never raises."""
+        self._book.take_over()
+        if not self._book.leads:
+            self._since.clear()  # the next term's patience is its own
         for decision in self._book.open():
             if self._stopping.is_set():
                 return
@@ -157,6 +161,8 @@ class Actor:
             result = _call(action.verify, request(decision, self._book))
             if result.outcome is Outcome.DONE:
                 self._done(decision, result)
+            return
+        if not self._book.leads:
             return
         result = _call(action.perform, request(decision, self._book))
         if result.outcome is Outcome.BLOCKED:
@@ -269,8 +275,12 @@ def ended(decision: Decision, now_ns: int) -> list[Alert]:
     return found
 
 
-def request(decision: Decision, book: Book) -> Request:
-    """What an action is asked with; the fence is the one that the store has now."""
+def request(decision: Decision, book: Book, *, operator: bool = False) -> Request:
+    """What an action is asked with; the fence is the one that the store has now.
+
+    Args:
+        operator: one asks for it, whose word counts at any monitor.
+    """
     pair = decision.pair
     current = book.get(decision.id) or decision
     return Request(
@@ -278,6 +288,7 @@ def request(decision: Decision, book: Book) -> Request:
         previous=pair.previous_short, new_version=pair.new_short.partition("/")[0],
         previous_version=pair.previous_short.partition("/")[0], fence=current.fence,
         reason=decision.text,
+        leads=lambda: operator or book.is_term(current.fence),
     )  # fmt: skip
 
 

@@ -88,6 +88,8 @@ class Decision:
             The cool-down is counted from these.
         marks: what was counted when it was closed, where counting goes on from there.
         blocked_alert: the id of the alert that says that the action was blocked; empty: none.
+        owner, fence: the leader that has it, and by which term; ``revision``: the write that it was
+            read from, or that has kept it.
     """
 
     id: str
@@ -113,6 +115,7 @@ class Decision:
     marks: Mapping[str, float] = field(default_factory=dict)
     owner: str = ""
     fence: int = 0
+    revision: int = 0
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON values."""

@@ -1,13 +1,15 @@
 """The scheduled check: every pair of versions is looked at, and what follows is decided.
 
-Nothing here waits for anybody: counts are in memory, and the store is a file. What takes its time
-(the actions, the alerts) goes by what was decided, on threads of its own.
+Only the leader decides; the others look, so that any of them can show what is counted, and go on
+from there when it comes to lead. Counts are in memory; only who decides waits for the store. What
+takes its time (the actions, the alerts) goes by what was decided, on threads of its own.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from sidecar.clock import Clock
@@ -21,7 +23,7 @@ from sidecar.monitor.rollback.decisions import ActionState, Decision, Kind, Pair
 from sidecar.monitor.rollback.states import Reached, Standing, State
 from sidecar.monitor.rollback.store import Change
 from sidecar.monitor.rollback.traffic import Fresh, Served, Traffic
-from sidecar.monitor.rollback.watched import BLOCKED, Sources, Watched, identity_of
+from sidecar.monitor.rollback.watched import BLOCKED, LOOKS_SHOWN, Sources, Watched, identity_of
 from sidecar.monitor.rows import EvidenceKey
 
 logger = logging.getLogger("sidecar.monitor.rollback")
@@ -57,7 +59,7 @@ class Desk:
     # --- one check --------------------------------------------------------------------------------
 
     def check(self, model: str | None = None) -> None:
-        """Look at every pair (of a model, or of all), and decide."""
+        """Look at every pair (of a model, or of all), and decide, where this monitor leads."""
         with self._book.lock:
             traffic = self._from.traffic()
             self.fresh.note(traffic)
@@ -68,12 +70,19 @@ class Desk:
                 if model in {None, watched.id.model}:
                     self._look_at(watched, changed)
             if changed and not self._book.write(Change(standings=changed)):
-                for pair, standing in changed.items():
-                    self._book.note(pair, standing)
+                self._note(changed)
             self._check_served(traffic)
-            self._resolve()
+            if self._book.leads:
+                self._resolve()
             for name in self._from.models if model is None else (model,):
                 self._checked_ns[name] = self._clock.now_ns()
+
+    def _note(self, standings: Mapping[PairId, Standing]) -> None:
+        """The store has not taken them: remembered all the same, but where somebody else has
+        written meanwhile, or leads."""
+        if self._book.trouble and (self._book.leads or not self._book.is_shared):
+            for pair, standing in standings.items():
+                self._book.note(pair, standing)
 
     def checked_ns(self, model: str) -> int | None:
         """Wall clock, when a model was last looked at."""
@@ -104,15 +113,18 @@ class Desk:
         name, settings = watched.id, watched.config.rollback
         standing = self._book.standing(name)
         if watched.pair.blocked:
-            self._block(watched, standing)
+            if self._book.leads:
+                self._block(watched, standing)
             return
         look = watched.look = self._look(watched, standing)
-        watched.log_es.append(
-            max((h.log_e / h.threshold for h in look.harms), default=0.0)
-        )  # fmt: skip
+        best = max((h.log_e / h.threshold for h in look.harms), default=0.0)
+        # Another one each time: somebody may be looking at it.
+        watched.log_es = deque([*watched.log_es, best], LOOKS_SHOWN)
         is_own = not self.fresh.knows(name) and self._is_own(name)
         self.fresh.saw(name, look.pairs, standing.pair_ns, is_own=is_own)
         watched.stale = self.fresh.is_stale(name, settings.stale_after_s)
+        if not self._book.leads and self._book.is_shared:
+            return
         after, reached = states.step(
             standing, look, min_pairs=settings.min_pairs, stale=watched.stale,
             now_ns=self._clock.now_ns(),
@@ -169,7 +181,7 @@ class Desk:
         to = states.to(standing, reached.state, decision.text, decision.wall_ns, decision.id)
         change.standings = {watched.id: to}
         if not self._book.write(change):
-            self._book.note(watched.id, standing)
+            self._note({watched.id: standing})
             return False
         logger.warning("%s: %s %s", watched.id.model, decision.text, decision.action_text)
         self._told(decision)
@@ -231,21 +243,16 @@ class Desk:
             settings = self._from.models[name.model].rollback
             if not settings.served.enabled or name.new not in traffic:
                 continue
-            served = self._served.get(name.new)
             earlier = [
                 d
                 for d in self._book.decisions(name.model)
                 if d.kind == Kind.SERVED and d.pair.new == name.new
                 and d.marks.get("since_ns") == self._from.since_ns
             ]  # fmt: skip
-            if served is None:
-                served = self._served[name.new] = Served(settings.served.limit)
-                closed = [d for d in earlier if d.resolved_ns is not None and "ended" in d.marks]
-                if closed:
-                    served.begin(closed[0].marks)
+            served = self._served_of(name.new, settings.served.limit, traffic[name.new], earlier)
             served.add(*traffic[name.new])
             stands = any(d.resolved_ns is None for d in earlier)
-            if stands or not served.is_over(settings.alpha_alert):
+            if stands or not self._book.leads or not served.is_over(settings.alpha_alert):
                 continue
             text = (
                 f"{served.failed:,} of {served.ended:,} requests that {name.new} answered failed, "
@@ -255,6 +262,29 @@ class Desk:
             )
             which = f"{self._from.since_ns}:{len(earlier)}"
             self._tell(Kind.SERVED, name, which, text, metric="served", served=served)
+
+    def _served_of(
+        self, variant: str, limit: float, now: tuple[int, int], earlier: list[Decision]
+    ) -> Served:
+        """The evidence of errors while serving, begun anew where somebody has closed a decision.
+
+        Of a fleet nobody's sum is another's: each counts from when it first looked, or from when it
+        heard that a decision was closed.
+        """
+        closed = [d for d in earlier if d.resolved_ns is not None and "ended" in d.marks]
+        served = self._served.get(variant)
+        latest = max((d.resolved_ns or 0 for d in closed), default=0)
+        if served is None:
+            served = self._served[variant] = Served(limit)
+            if self._book.is_shared:
+                served.begin({"ended": now[0], "failed": now[1]})
+                served.closed_ns = latest
+            elif closed:
+                served.begin(closed[0].marks)
+        elif self._book.is_shared and latest > served.closed_ns:
+            served.begin({"ended": now[0], "failed": now[1]})
+            served.closed_ns = latest
+        return served
 
     def _tell(
         self,
@@ -332,7 +362,7 @@ class Desk:
             if standing.decision == decision.id and not name.identity.startswith(BLOCKED):
                 reset = Reset.at(self._counted.series((name.model, name.new, name.previous)))
                 change.standings = {name: states.anew(standing, reset, text, now_ns)}
-            done = self._book.move(decision, over, change)
+            done = self._book.move(decision, over, change, operator=True)
             if done and decision.kind == Kind.SERVED and served is not None:
                 served.begin(over.marks)
             if done and decision.kind == Kind.STALE:
@@ -340,9 +370,8 @@ class Desk:
             return done
 
     def watched(self) -> list[Watched]:
-        """Every pair, as it was last looked at."""
-        with self._book.lock:
-            return list(self._watched.values())
+        """Every pair, as it was last looked at; without a lock, which who asks may not wait for."""
+        return list(self._watched.values())
 
     def not_fresh(self, pair: PairId) -> str:
         """Why a pair is too old to act on; empty: it is not."""

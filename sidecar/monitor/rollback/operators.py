@@ -1,4 +1,8 @@
-"""What operators may do: freeze, approve, and take back. Each is durable when it returns."""
+"""What operators may do: freeze, approve, and take back. Each is durable when it returns.
+
+At any monitor of those that share a store: it is written there, and the leader goes on with it. Who
+loses the race against the leader (or another operator) looks again, and tries again or is told.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,8 @@ from sidecar.monitor.rollback.store import ALL, Change
 logger = logging.getLogger("sidecar.monitor.rollback")
 
 _WHO_MAX, _WHY_MAX = 200, 2000
+#: So often an operator's word is written again over what somebody else wrote meanwhile.
+_ATTEMPTS = 5
 
 
 class Operators:
@@ -72,7 +78,15 @@ class Operators:
             UnavailableError: the store does not take it.
         """
         _check(by, reason)
-        with self._book.lock:
+        for _ in range(_ATTEMPTS):
+            if self._approve(name, by, f": {reason}" if reason else ""):
+                self._wake()
+                return self._book.decision(name)
+        raise ConflictError(_lost(name))
+
+    def _approve(self, name: str, by: str, why: str) -> bool:
+        """Once; ``False``: somebody else was sooner, look again."""
+        with self._book.held():
             before = self._book.decision(name)
             may = {
                 ActionState.WAITING, ActionState.PENDING, ActionState.BLOCKED, ActionState.FAILED,
@@ -81,7 +95,6 @@ class Operators:
                 message = f"{name} has no action that waits: it is {before.action_state}"
                 message += f" ({before.action_text})" if before.action_text else ""
                 raise ConflictError(message)
-            why = f": {reason}" if reason else ""
             after = replace(
                 before, action_state=str(ActionState.PENDING), approved_by=by,
                 action_text=f"Approved by {by}{why}.", blocked_alert="",
@@ -94,9 +107,11 @@ class Operators:
                 change.standings = {
                     before.pair: states.to(standing, State.REGRESSED, after.action_text, now_ns)
                 }
-            self._write(before, after, change)
-        self._wake()
-        return self._book.decision(name)
+            done = self._book.move(before, after, change, operator=True)
+            if not done and self._book.trouble:
+                message = f"{name} was not changed: {self._book.trouble}"
+                raise UnavailableError(message)
+            return done
 
     def undo(self, name: str, *, by: str, reason: str) -> Decision:
         """Take a rollback back, or close a decision; the pair is judged from then on.
@@ -115,7 +130,23 @@ class Operators:
             self._undoing.release()
 
     def _undo(self, name: str, by: str, why: str) -> Decision:
-        decision = self._book.decision(name)
+        for _ in range(_ATTEMPTS):
+            with self._book.held():  # with what is new
+                decision = self._book.decision(name)
+            text, state = self._undone(decision, by, why)
+            if self._desk.close_decision(decision, text, state):
+                logger.warning("%s: decision %s: %s", decision.pair.model, name, text)
+                self._wake()
+                return self._book.decision(name)
+            if self._book.trouble:
+                message = f"{name} could not be closed: {self._book.trouble}"
+                raise UnavailableError(message)
+        raise ConflictError(_lost(name))
+
+    def _undone(self, decision: Decision, by: str, why: str) -> tuple[str, ActionState]:
+        """What is to be said of it, and how far its action is then; taken back, where it was done
+        (which is safe to do again)."""
+        name = decision.id
         if decision.action_state in {ActionState.ACTING, ActionState.VERIFYING}:
             message = f"{name} is being acted on right now: {decision.action_text or 'wait'}"
             raise ConflictError(message)
@@ -129,12 +160,7 @@ class Operators:
             text, state = f"Closed by {by}{why}.", ActionState.NONE
         if decision.kind == Kind.BLOCKED:
             text += " The two versions still cannot be compared."
-        if not self._desk.close_decision(decision, text, state):
-            message = f"{name} could not be closed: {self._book.trouble or 'look again'}"
-            raise UnavailableError(message)
-        logger.warning("%s: decision %s: %s", decision.pair.model, name, text)
-        self._wake()
-        return self._book.decision(name)
+        return text, state
 
     def _take_back(self, decision: Decision) -> str:
         action = self._actions.get(decision.pair.model)
@@ -145,7 +171,7 @@ class Operators:
             )
             raise ConflictError(message)
         try:
-            result = action.undo(request(decision, self._book))
+            result = action.undo(request(decision, self._book, operator=True))
         except Exception as error:
             logger.exception("an action failed by a fault of its own")
             message = f"it could not be undone, by a fault of the action: {error!r}"
@@ -155,10 +181,9 @@ class Operators:
             raise UnavailableError(message)
         return result.text
 
-    def _write(self, before: Decision, after: Decision, change: Change) -> None:
-        if not self._book.move(before, after, change):
-            message = f"{before.id} was not changed: {self._book.trouble or 'look again'}"
-            raise UnavailableError(message)
+
+def _lost(name: str) -> str:
+    return f"{name} was changed by somebody else, again and again: look, then decide again"
 
 
 def _check(by: str, reason: str) -> None:

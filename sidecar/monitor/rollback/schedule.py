@@ -55,6 +55,12 @@ class Schedule:
         """Begin; the first check is at once."""
         self.scheduler.start()
 
+    def now(self) -> None:
+        """Check every model as soon as possible, whatever its interval."""
+        if not self._stopping.is_set() and self.scheduler.running:
+            for job in self.scheduler.get_jobs():
+                job.modify(next_run_time=datetime.now(UTC))
+
     def _run(self, model: str) -> None:
         if self._stopping.is_set():
             self.skipped += 1

@@ -68,6 +68,7 @@ class Standing:
         rounds: how often an operator has set it back.
         reset: what was counted until then is not looked at.
         pairs: at the latest look; ``pair_ns``: wall clock, when the latest of them was seen.
+        revision: the write that it was read from, or that has kept it; 0: it was never kept.
     """
 
     state: State = State.INSUFFICIENT
@@ -79,6 +80,7 @@ class Standing:
     reset: Reset = field(default_factory=Reset)
     pairs: int = 0
     pair_ns: int = 0
+    revision: int = field(default=0, compare=False)
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON values."""
@@ -194,7 +196,7 @@ def anew(standing: Standing, reset: Reset, text: str, now_ns: int) -> Standing:
     """Set back by an operator: judged from now on, with all of α."""
     return Standing(
         State.INSUFFICIENT, now_ns, text=text, rounds=standing.rounds + 1, reset=reset,
-        pair_ns=standing.pair_ns,
+        pair_ns=standing.pair_ns, revision=standing.revision,
     )  # fmt: skip
 
 

@@ -138,9 +138,11 @@ class Served:
 
     Attributes:
         limit: the rate that is tolerated.
+        closed_ns: of the decision that was closed last, as far as it was heard of.
     """
 
     limit: float
+    closed_ns: int = 0
     _counted: tuple[int, int] = (0, 0)
     _since: tuple[int, int] = (0, 0)
     _mixture: StartMixture = field(

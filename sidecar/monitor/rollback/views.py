@@ -40,13 +40,12 @@ class Views:
 
     def pairs(self, model: str | None = None) -> list[RollbackView]:
         """Every pair of versions; of a model that has none, why."""
-        with self._book.lock:
-            watched = [one for one in self._desk.watched() if model in {None, one.id.model}]
-            views = [self._pair(one) for one in watched]
-            have = {one.id.model for one in watched}
-            for name, config in self._models.items():
-                if model in {None, name} and name not in have:
-                    views += self._before(config)
+        watched = [one for one in self._desk.watched() if model in {None, one.id.model}]
+        views = [self._pair(one) for one in watched]
+        have = {one.id.model for one in watched}
+        for name, config in self._models.items():
+            if model in {None, name} and name not in have:
+                views += self._before(config)
         return views
 
     def _pair(self, watched: Watched) -> RollbackView:

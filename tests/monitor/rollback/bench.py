@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import SecretStr
 
 from exporters.alerts.alert import Alert, State
 from sidecar.config_alerts import AlertsConfig
+from sidecar.config_monitor import StoreConfig
 from sidecar.monitor import harms
 from sidecar.monitor import store_tables as tables
 from sidecar.monitor.actions.base import Outcome, Request, Result
 from sidecar.monitor.evidence import Evidence
+from sidecar.monitor.leader import Leadership
 from sidecar.monitor.outbox import Outbox
 from sidecar.monitor.outbox_store import OutboxTables
 from sidecar.monitor.rollback.actor import Actor
@@ -98,8 +101,11 @@ class Bench:
     """``m`` in version 2, beside version 1. Everything is real but time and the lever."""
 
     def __init__(
-        self, folder: Path, clock: Clock | None = None, lever: Lever | None = None, **settings: Any
-    ) -> None:
+        self, folder: Path, clock: Clock | None = None, lever: Lever | None = None, *,
+        beside: Bench | None = None, lease_s: float | None = None, url: str = "", **settings: Any,
+    ) -> None:  # fmt: skip
+        """With ``lease_s`` one of several on one store, which is that of ``beside``, if any; with
+        ``url`` it is on PostgreSQL."""
         self.clock = clock or Clock()
         act = {"kind": "webhook", "url": "http://127.0.0.1:1/"}
         rollback = {"min_pairs": 100, "action": act, **settings}
@@ -113,13 +119,21 @@ class Bench:
         self.plans = {"m": plan(self.config)}
         [self.pair] = [one for one in self.plans["m"].pairs if one.purpose == "versions"]
         self.evidence = Evidence("life", self.clock)
-        self.store: Store | None = Store.open(folder, self.clock)
-        self.evidence.load(self.store)
+        if beside is not None:
+            self.store: Store | None = beside.store
+        elif url:
+            self.store = Store.connect(StoreConfig(url=SecretStr(url)), self.clock)
+        else:
+            self.store = Store.open(folder, self.clock)
+            self.evidence.load(self.store)
         self.outbox = Outbox(
             lambda: None if self.store is None else self.store.part(OutboxTables),
             [_Channel()], AlertsConfig(), self.clock,
         )  # fmt: skip
-        self.book = Book(self.outbox, self.clock)
+        self.leadership = Leadership(lambda: self.store, self.clock, lease_s=lease_s)
+        if lease_s is not None:
+            self.leadership.tick()
+        self.book = Book(self.outbox, self.clock, self.leadership)
         assert self.book.follow(self.store)
         self.traffic: dict[str, tuple[int, int]] = {}
         self.told: list[Decision] = []
@@ -224,8 +238,7 @@ class Bench:
     def alerts(self) -> list[tuple[str, str, str]]:
         """Name, state (firing or resolved) and delivery of everything in the outbox."""
         assert self.store is not None
-        with sa.create_engine(f"sqlite:///{self.store.path}").connect() as connection:
-            rows = connection.execute(sa.select(tables.OUTBOX)).mappings().all()
+        rows = self.store.database.read(sa.select(tables.OUTBOX))
         found = [Alert.from_plain(row["plain"]["alert"]) for row in rows]
         states = [row["state"] for row in rows]
         return sorted(

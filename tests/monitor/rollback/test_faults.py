@@ -13,11 +13,6 @@ import pytest
 
 from sidecar.errors import UnavailableError
 from sidecar.monitor import store_tables as tables
-from sidecar.monitor.rollback.actor import Actor
-from sidecar.monitor.rollback.book import Book
-from sidecar.monitor.rollback.desk import Desk
-from sidecar.monitor.rollback.store import RollbackTables, TakenError
-from sidecar.monitor.rollback.watched import Sources
 from sidecar.monitor.store import StoreError
 from tests.monitor.rollback.bench import NEW, Bench, Clock
 from tests.monitor.rollback.dying import FileLever
@@ -181,58 +176,6 @@ def test_the_folder_is_one_monitors(tmp_path: Path):
     with pytest.raises(StoreError, match="is in use"):
         Bench(tmp_path)
     bench.close()
-
-
-def test_two_desks_on_one_store_make_one_decision_and_one_action(tmp_path: Path):
-    bench = Bench(tmp_path)
-    assert bench.store is not None
-    other = Book(bench.outbox, bench.clock)
-    other._tables = bench.store.part(lambda w, r: RollbackTables("somebody else", w, r))
-    sources = Sources(
-        {"m": bench.config}, bench.plans, bench.evidence, dict, lambda _: None,
-        lambda _model, _variant: True,
-    )  # fmt: skip
-    desk = Desk(sources, other, bench.clock, rate=1.0)
-    actor = Actor(
-        other, lambda _: bench.config.rollback, {"m": bench.lever}, desk.not_fresh, bench.clock
-    )
-    bench.pairs(2000, new_only=60)
-    bench.check()
-    bench.evidence.load(bench.store)  # both see everything
-    desk.check()
-    assert [one.id for one in other.decisions()] == [one.id for one in bench.book.decisions()]
-    assert [name for name, _, _ in bench.alerts()] == ["ModelRollback"]
-    for _ in range(3):
-        bench.act(1)
-        actor.tick()
-    assert bench.lever.count("perform") == 1
-    assert [name for name, _, _ in bench.alerts()] == ["ModelRollback"]
-    bench.close()
-
-
-def test_who_goes_on_with_what_somebody_else_took_over_is_told(tmp_path: Path):
-    bench = Bench(tmp_path)
-    bench.pairs(2000, new_only=60)
-    bench.check()
-    assert bench.store is not None
-    theirs = bench.store.part(lambda w, r: RollbackTables("somebody else", w, r))
-    book = Book(bench.outbox, bench.clock)
-    book._tables = theirs
-    [decision] = theirs.decisions()
-    assert book.move(decision, decision)
-    with pytest.raises(TakenError, match="somebody else has gone on"):
-        bench.store.part(
-            lambda w, r: RollbackTables(bench.store.incarnation, w, r)
-        ).write(_moved(bench.decision()), bench.outbox)  # fmt: skip
-    bench.act(2)
-    assert bench.lever.count("perform") == 0
-    bench.close()
-
-
-def _moved(decision):
-    from sidecar.monitor.rollback.store import Change
-
-    return Change(moved=[(decision, decision)])
 
 
 # --- late and repeated ----------------------------------------------------------------------------

@@ -45,6 +45,9 @@ def _counts() -> None:
 def upgrade() -> None:
     """Make the tables."""
     _counts()
+    for table in ("decisions", "rollback_pairs"):
+        revision = sa.Column("revision", sa.BigInteger, nullable=False, server_default="0")
+        op.add_column(table, revision)
     op.create_table(
         "leader",
         sa.Column("name", sa.Text, primary_key=True),
