@@ -161,8 +161,16 @@ def evidence_of(settings: StoreConfig | None, clock: Clock) -> Evidence:
     return Evidence(name, clock) if settings is None else SharedEvidence(name, clock)
 
 
-def fleet_side(settings: StoreConfig | None, keeper: Keeper, clock: Clock) -> FleetSide | None:
+def fleet_side(
+    settings: StoreConfig | None,
+    keeper: Keeper,
+    clock: Clock,
+    *joins: Callable[[FleetSide], None],
+) -> FleetSide | None:
     """The fleet's part of a monitor; ``None``: it is alone.
+
+    Args:
+        joins: who has something done in each round.
 
     Raises:
         ConfigError: the URL cannot be read. MissingExtraError: psycopg is not installed.
@@ -172,4 +180,7 @@ def fleet_side(settings: StoreConfig | None, keeper: Keeper, clock: Clock) -> Fl
     from sidecar.monitor.database_postgres import PostgresDatabase
 
     PostgresDatabase(settings)  # what is wrong with the settings is said before anything starts
-    return FleetSide(settings, keeper, clock)
+    side = FleetSide(settings, keeper, clock)
+    for join in joins:
+        join(side)
+    return side

@@ -82,15 +82,9 @@ class Monitor:
     """
 
     def __init__(
-        self,
-        config: SidecarConfig,
-        base_dir: Path,
-        source: str,
-        clock: Clock,
-        *,
-        pages: Sequence[Page] | PageFiles = (),
-        serve_started_ns: int = 0,
-    ) -> None:
+        self, config: SidecarConfig, base_dir: Path, source: str, clock: Clock, *,
+        pages: Sequence[Page] | PageFiles = (), serve_started_ns: int = 0,
+    ) -> None:  # fmt: skip
         self._config = config
         self._source = source
         self._clock = clock
@@ -113,14 +107,13 @@ class Monitor:
             self._state_dir, self._evidence, self._events, clock, self._drift.watch, self._labels,
             settings.store,
         )  # fmt: skip
-        self.fleet = fleet_side(settings.store, self._keeper, clock)
+        self.fleet = fleet_side(
+            settings.store, self._keeper, clock, self._routing.join, self._labels.join
+        )
         self.leadership = leadership_of(
             settings.store, lambda: self._keeper.shared, self.fleet, clock,
             lambda: self.rollback.led_anew(),  # noqa: PLW0108 - likewise
         )  # fmt: skip
-        if self.fleet is not None:
-            self._routing.join(self.fleet)
-            self._labels.join(self.fleet)
         self.alerts = AlertSide(
             config.alerts, lambda: self._keeper.shared, clock,
             lambda alert: self.rollback.still_stands(alert),  # noqa: PLW0108 - which comes later

@@ -122,7 +122,9 @@ class RouteReplicas:
 
     def hear(self, others: Mapping[str, Any]) -> None:
         """What the other replicas that live have told last; what cannot be read is passed over."""
-        read = {name: told for name, told in others.items() if isinstance(told, dict)}
+        read: dict[str, Told] = {
+            life: told for life, told in others.items() if isinstance(told, dict)
+        }
         questions: dict[str, dict[str, Any]] = {}
         for told in read.values():
             wanted = told.get("wanted")

@@ -46,7 +46,7 @@ class Fleet:
         self.servers: dict[str, Server] = {}
         self.monitors: dict[str, str] = {}
 
-    def config(self, name: str, *, grpc_address: str = LOCAL, wait_s: float = 120.0) -> Path:
+    def config(self, name: str, *, grpc_address: str = LOCAL, wait_s: float = 900.0) -> Path:
         def variant(version: str, role: str, path: Path) -> dict[str, Any]:
             runtime = {"kind": "onnxruntime", "path": str(path)}
             return {"version": version, "name": "onnx", "roles": [role], "runtime": runtime}
