@@ -65,6 +65,7 @@ class Balancer:
         self.connections: Counter[str] = Counter()
         self._loop = asyncio.new_event_loop()
         self._listens = threading.Event()
+        self._open: set[asyncio.StreamWriter] = set()
         self._closed = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True)
                          for work in (self._serve, self._ask)]  # fmt: skip
@@ -114,8 +115,7 @@ class Balancer:
             async def handle(
                 reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str = name
             ) -> None:
-                with contextlib.suppress(asyncio.CancelledError):  # at the end of all
-                    await self._connected(name, reader, writer)
+                await self._connected(name, reader, writer)
 
             server = self._loop.run_until_complete(
                 asyncio.start_server(handle, "127.0.0.1", 0, limit=_CHUNK)
@@ -124,19 +124,25 @@ class Balancer:
             self.addresses[name] = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         self._listens.set()
         self._loop.run_forever()
+        self._loop.run_until_complete(self._close(servers))
+        self._loop.close()
+
+    async def _close(self, servers: list[asyncio.Server]) -> None:
+        """Cut what is open, and wait until nothing of it is left."""
         for server in servers:
             server.close()
-        left = asyncio.all_tasks(self._loop)
-        for task in left:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-        self._loop.close()
+        while left := asyncio.all_tasks() - {asyncio.current_task()}:
+            for writer in list(self._open):
+                writer.transport.abort()
+            await asyncio.wait(left, timeout=0.05)
+        await asyncio.sleep(0.05)  # the transports' own last calls
 
     async def _connected(
         self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         ready = self._ready
         self._turn += 1
+        self._open.add(writer)
         try:
             if not ready:
                 self.refused += 1
@@ -148,11 +154,14 @@ class Balancer:
                 self.refused += 1
                 return
             self.connections[backend.name] += 1
+            self._open.add(there[1])
             try:
                 await asyncio.gather(_pump(reader, there[1]), _pump(there[0], writer))
             finally:
+                self._open.discard(there[1])
                 there[1].close()
         finally:
+            self._open.discard(writer)
             writer.close()
 
 
