@@ -12,7 +12,7 @@ from sidecar.config import json_schema
 from tests.cli.conftest import end, sidecar, start, write_config
 
 COMMANDS = (
-    "serve", "gateway", "monitor", "status", "watch", "validate", "rejudge", "replay",
+    "serve", "gateway", "monitor", "drain", "status", "watch", "validate", "rejudge", "replay",
     "check-config", "schema", "infer", "demo",
 )  # fmt: skip
 

@@ -13,7 +13,6 @@ import datetime as dt
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -25,6 +24,8 @@ from tests.e2e.support import SERVICE
 from tests.support.kubelet import Pod, grpc_probe
 
 _CHUNK = 2**16
+#: For a backend to answer; a whole machine may be busy with other things.
+_ANSWER_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Balancer:
     def __init__(self, names: Sequence[str] = ("grpc", "http"), *, every_s: float) -> None:
         self._names = names
         self._every_s = every_s
-        self._backends: list[Backend] = []
+        self._backends: set[Backend] = set()
+        self._lock = threading.Lock()
         self._ready: list[Backend] = []
         self._turn = 0
         self.addresses: dict[str, str] = {}
@@ -65,9 +67,9 @@ class Balancer:
         self.connections: Counter[str] = Counter()
         self._loop = asyncio.new_event_loop()
         self._listens = threading.Event()
+        self._open: set[asyncio.StreamWriter] = set()
         self._closed = threading.Event()
-        self._threads = [threading.Thread(target=work, daemon=True)
-                         for work in (self._serve, self._ask)]  # fmt: skip
+        self._threads = [threading.Thread(target=self._serve, daemon=True)]
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -83,11 +85,15 @@ class Balancer:
 
     def add(self, backend: Backend) -> None:
         """It gets connections once it has been found ready."""
-        self._backends = [*self._backends, backend]
+        self._backends.add(backend)
+        asking = threading.Thread(target=self._ask, args=(backend,), daemon=True)
+        self._threads.append(asking)
+        asking.start()
 
     def remove(self, backend: Backend) -> None:
-        """It is not asked any more, and gets none after the next round."""
-        self._backends = [each for each in self._backends if each != backend]
+        """It is not asked any more, and gets no connection from now on."""
+        self._backends.discard(backend)
+        self._set(backend, ready=False)
 
     def ready(self) -> list[str]:
         """The backends that get connections."""
@@ -95,14 +101,18 @@ class Balancer:
 
     # --- readiness ------------------------------------------------------------------------------
 
-    def _ask(self) -> None:
-        with ThreadPoolExecutor(8) as pool:
-            while True:
-                backends = self._backends
-                answers = pool.map(lambda each: grpc_probe(each.health, "", 1.0), backends)
-                self._ready = [each for each, ok in zip(backends, answers, strict=True) if ok]
-                if self._closed.wait(self._every_s):
-                    return
+    def _ask(self, backend: Backend) -> None:
+        """Each by itself: one that is slow to answer must not delay the others' news."""
+        while backend in self._backends:
+            self._set(backend, ready=grpc_probe(backend.health, "", _ANSWER_S))
+            if self._closed.wait(self._every_s):
+                return
+
+    def _set(self, backend: Backend, *, ready: bool) -> None:
+        with self._lock:
+            others = [each for each in self._ready if each != backend]
+            wanted = ready and backend in self._backends
+            self._ready = [*others, backend] if wanted else others
 
     # --- connections ----------------------------------------------------------------------------
 
@@ -114,8 +124,7 @@ class Balancer:
             async def handle(
                 reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str = name
             ) -> None:
-                with contextlib.suppress(asyncio.CancelledError):  # at the end of all
-                    await self._connected(name, reader, writer)
+                await self._connected(name, reader, writer)
 
             server = self._loop.run_until_complete(
                 asyncio.start_server(handle, "127.0.0.1", 0, limit=_CHUNK)
@@ -124,19 +133,25 @@ class Balancer:
             self.addresses[name] = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         self._listens.set()
         self._loop.run_forever()
+        self._loop.run_until_complete(self._close(servers))
+        self._loop.close()
+
+    async def _close(self, servers: list[asyncio.Server]) -> None:
+        """Cut what is open, and wait until nothing of it is left."""
         for server in servers:
             server.close()
-        left = asyncio.all_tasks(self._loop)
-        for task in left:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-        self._loop.close()
+        while left := asyncio.all_tasks() - {asyncio.current_task()}:
+            for writer in list(self._open):
+                writer.transport.abort()
+            await asyncio.wait(left, timeout=0.05)
+        await asyncio.sleep(0.05)  # the transports' own last calls
 
     async def _connected(
         self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         ready = self._ready
         self._turn += 1
+        self._open.add(writer)
         try:
             if not ready:
                 self.refused += 1
@@ -148,11 +163,14 @@ class Balancer:
                 self.refused += 1
                 return
             self.connections[backend.name] += 1
+            self._open.add(there[1])
             try:
                 await asyncio.gather(_pump(reader, there[1]), _pump(there[0], writer))
             finally:
+                self._open.discard(there[1])
                 there[1].close()
         finally:
+            self._open.discard(writer)
             writer.close()
 
 
