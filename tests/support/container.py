@@ -9,7 +9,6 @@ this machine's. Needs root.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -75,7 +74,7 @@ class Container:
         for name in _SYSTEM:
             source = Path("/", name)
             if source.is_symlink():
-                lines.append(f"ln -s {os.readlink(source)} {root / name}")
+                lines.append(f"ln -s {source.readlink()} {root / name}")
             elif source.is_dir():
                 lines += self._bind(source, f"/{name}")
         lines += [f"mkdir -p {root}/etc {root}/proc {root}/dev {root}/tmp"]
@@ -104,7 +103,7 @@ class Container:
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
-    """The instructions of a Dockerfile: each with what follows it, lines joined, comments left out."""
+    """The instructions of a Dockerfile, each with what follows it; without comments."""
     lines = [
         line
         for line in dockerfile.read_text(encoding="utf-8").splitlines()
