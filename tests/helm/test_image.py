@@ -7,6 +7,7 @@ then run like a container: a root of its own, read-only, another user, nothing e
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ import grpc
 import numpy as np
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 import sidecar
 from sidecar.protocol.pb import inference_pb2 as pb
@@ -100,6 +102,24 @@ def test_extras_that_are_not_for_an_image_are_refused(extras: str, tmp_path: Pat
     assert done.returncode == 1
     assert f"no such extra for an image: {extras.rpartition(',')[2]}" in done.stderr
     assert not (tmp_path / "env").exists()
+
+
+def test_a_variant_asks_for_what_its_name_says():
+    spec = importlib.util.spec_from_file_location("image_build", BUILD)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def names(variant: str, *extras: str) -> set[str]:
+        return {Requirement(line).name for line in script.requirements(variant, list(extras))}
+
+    base = names("base")
+    assert {"onnxruntime", "SQLAlchemy", "kubernetes", "psycopg", "opentelemetry-sdk"} <= base
+    assert not {"torch", "evidently", "onnx", "tensorrt"} & base
+    assert names("torch") - base == {"torch"}
+    assert names("base", "drift") - base == {"evidently", "pandas"}
+    assert names("gpu") ^ base == {"onnxruntime", "onnxruntime-gpu", "tensorrt-rtx"}
 
 
 class Image(NamedTuple):
