@@ -52,6 +52,7 @@ def announce(
         "http": "HTTP",
         "health": "health (gRPC, plaintext)",
         "admin": "admin (gRPC)",
+        "hooks": "hooks (HTTP)",
     }
     lines.append("")
     lines += [f"{labels.get(name, name)}: {address}" for name, address in addresses.items()]

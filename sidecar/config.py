@@ -18,7 +18,7 @@ from sidecar.config_alerts import AlertsConfig
 from sidecar.config_models import ModelConfig, Role, VariantConfig
 from sidecar.config_monitor import MonitorConfig
 from sidecar.config_runtime import Address, AnyPath, ExistingPath, Settings
-from sidecar.config_secret import Secret
+from sidecar.config_secret import GatewaySecret, Reader
 from sidecar.config_telemetry import TelemetryConfig
 from sidecar.errors import ConfigError, Problem
 
@@ -67,7 +67,7 @@ class AdminConfig(Settings):
     With neither, they are open on every listener, as in other servers of this protocol.
     """
 
-    token: Secret | None = Field(
+    token: GatewaySecret | None = Field(
         None, description="Then they need the header `authorization: Bearer TOKEN`."
     )
     token_file: ExistingPath | None = Field(None, description="The same, kept in a file.")
@@ -241,20 +241,23 @@ class SidecarConfig(Settings):
 # --- loading ------------------------------------------------------------------------------------
 
 
-def load(path: Path, *, check_files: bool = True) -> SidecarConfig:
+def load(path: Path, *, check_files: bool = True, reader: Reader | None = None) -> SidecarConfig:
     """Read and check a configuration file.
 
     Args:
         path: a YAML file; paths in it are relative to its folder.
         check_files: also report files that do not exist.
+        reader: who reads it alone: secrets that only the other one uses need not be there.
 
     Raises:
         ConfigError: with every problem found, from the top of the file to its end.
     """
-    return load_with_tree(path, check_files=check_files)[0]
+    return load_with_tree(path, check_files=check_files, reader=reader)[0]
 
 
-def load_with_tree(path: Path, *, check_files: bool = True) -> tuple[SidecarConfig, Any]:
+def load_with_tree(
+    path: Path, *, check_files: bool = True, reader: Reader | None = None
+) -> tuple[SidecarConfig, Any]:
     """As ``load``; also the plain values that were checked, for who hands them on.
 
     Both come of one reading: a second could find a file that was edited in between, and hand on
@@ -262,7 +265,7 @@ def load_with_tree(path: Path, *, check_files: bool = True) -> tuple[SidecarConf
     """
     text = config_text.read(path)
     base_dir = path.absolute().parent
-    config, problems = _check(text.tree, base_dir=base_dir, check_files=check_files)
+    config, problems = _check(text.tree, base_dir, check_files, reader)
     if not problems and not text.problems and config is not None:
         return config, text.tree
     placed = [replace(problem, line=text.line_of(problem.path)) for problem in problems]
@@ -274,14 +277,14 @@ def parse(
     tree: Any, *, source: str = "config", base_dir: Path | None = None, check_files: bool = False
 ) -> SidecarConfig:
     """Check a tree of plain values (see ``load``)."""
-    config, problems = _check(tree, base_dir=base_dir, check_files=check_files)
+    config, problems = _check(tree, base_dir, check_files)
     if problems or config is None:
         raise ConfigError(source, problems)
     return config
 
 
 def _check(
-    tree: Any, *, base_dir: Path | None, check_files: bool
+    tree: Any, base_dir: Path | None, check_files: bool, reader: Reader | None = None
 ) -> tuple[SidecarConfig | None, list[Problem]]:
     if not isinstance(tree, dict):
         kind = _YAML_NAMES.get(type(tree), "no mapping")
@@ -289,7 +292,10 @@ def _check(
     config: SidecarConfig | None = None
     problems: list[Problem] = []
     try:
-        context = {"base_dir": base_dir, "check_files": check_files, "environ": os.environ}
+        context = {
+            "base_dir": base_dir, "check_files": check_files, "environ": os.environ,
+            "reader": reader,
+        }  # fmt: skip
         config = SidecarConfig.model_validate(tree, context=context)
     except ValidationError as error:
         problems = config_messages.problems(error, SidecarConfig)

@@ -162,7 +162,7 @@ def _check_shares(
 def _check_addresses(tree: dict[str, Any], defaults: dict[str, str]) -> list[Problem]:
     problems: list[Problem] = []
     listeners: dict[str, str] = {}
-    for name in ("grpc.address", "http.address", "health", "admin.address"):
+    for name in ("grpc.address", "http.address", "health", "admin.address", "hooks"):
         address = _listener(tree, name, defaults)
         if not isinstance(address, str) or address.endswith(":0"):
             continue
@@ -173,11 +173,17 @@ def _check_addresses(tree: dict[str, Any], defaults: dict[str, str]) -> list[Pro
                 problems.append(Problem(path, f"{address} is also {other_path}{also}"))
         listeners[path] = address
         workers = _at(tree, "gateway", "workers")
-        if address.startswith("unix:") and isinstance(workers, int) and workers > 1:
+        shared = name != "hooks" and isinstance(workers, int) and workers > 1
+        if address.startswith("unix:") and shared:
             message = "a unix socket has one owner: with gateway.workers above 1, write host:port"
             problems.append(Problem(path, message))
     taken = dict(listeners)
-    for keys in (("monitor", "grpc"), ("monitor", "http"), ("telemetry", "prometheus")):
+    for keys in (
+        ("monitor", "grpc"),
+        ("monitor", "http"),
+        ("monitor", "health"),
+        ("telemetry", "prometheus"),
+    ):
         own, path = _at(tree, *keys), ".".join(keys)
         if isinstance(own, str) and not own.endswith(":0"):
             problems += [

@@ -7,7 +7,7 @@ imports nothing heavy: the supervisor stays thin.
 
 Messages (each has ``type``)::
 
-    supervisor → worker   boot {index, config, base_dir, pages, addresses, state}
+    supervisor → worker   boot {index, config, base_dir, pages, addresses, state, early_health}
                           prepare {txn, command} · commit {txn} · abort {txn}
                           result {call, ok | error, kind}
     worker → supervisor   ready {addresses, copies} · failed {message, code}

@@ -20,6 +20,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 #: So many watchers that do not read can be waited for before news is late for the others.
 _THREADS = 2
 
+#: The service that is SERVING as soon as its process answers, whatever is loaded or drained: for
+#: probes of start-up and liveness. Readiness is the service without a name.
+LIVE = "live"
+
 _Statuses = health_pb2.HealthCheckResponse
 Send = Callable[[Any], Any]
 
@@ -37,7 +41,8 @@ class _Watcher:
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """The state of services by name, for ``Check``, and for any number of ``Watch``.
+    """The state of services by name, for ``Check``, and for any number of ``Watch``; ``LIVE`` is
+    among them from the beginning.
 
     No thread is held by a watcher. One that does not read gets the latest state when it does, not
     every state in between. Add it to a server with ``add_to_server``.
@@ -45,7 +50,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._statuses: dict[str, int] = {}
+        self._statuses: dict[str, int] = {LIVE: _Statuses.SERVING}
         self._watchers: dict[str, set[_Watcher]] = {}
         self._threads = futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="health")
 

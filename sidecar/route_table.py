@@ -9,9 +9,10 @@ The file, JSON::
 
     {"format": 1, "models": {"digits": {
         "revision": 3, "shares": {"2": 0.9, "3": 0.1}, "by": "operator", "reason": "…",
-        "changed_wall_ns": 1, "since": {…}}}}
+        "changed_wall_ns": 1, "since": {…}, "shared": true}}}
 
-``since`` is the monitor's: what had been counted when these shares began.
+``since`` is the monitor's: what had been counted when these shares began. ``shared``: the route is
+that of all replicas (``monitor.store``), not of this pod alone.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Route:
         shares: version → share, each above 0; they sum to 1.
         by: who set it, ``reason``: why.
         since: for the monitor: what had been counted when it was set.
+        shared: it lies in the replicas' database as well.
     """
 
     revision: int
@@ -65,6 +67,7 @@ class Route:
     reason: str
     changed_wall_ns: int
     since: Mapping[str, Any] = field(default_factory=dict)
+    shared: bool = False
 
 
 Routes = Mapping[str, Route]
@@ -94,10 +97,11 @@ def parse(data: bytes) -> dict[str, Route]:
     if tree.get("format") != FORMAT:
         message = f"it is of format {tree.get('format')!r:.40}, and {FORMAT} is read here"
         raise DamagedError(message)
-    return {name: _route(name, item) for name, item in tree["models"].items()}
+    return {name: from_plain(name, item) for name, item in tree["models"].items()}
 
 
-def _route(name: str, item: Any) -> Route:
+def from_plain(name: str, item: Any) -> Route:
+    """The inverse of ``to_plain``; ``DamagedError``: it is none, of model ``name``."""
     if isinstance(item, dict):
         revision, shares = item.get("revision"), item.get("shares")
         by, reason, since = item.get("by"), item.get("reason"), item.get("since", {})
@@ -113,7 +117,10 @@ def _route(name: str, item: Any) -> Route:
             and 0 <= changed < _INT64
             and isinstance(since, dict)
         ):
-            return Route(revision, shares, by[:_TEXT_MAX], reason[:_TEXT_MAX], changed, since)
+            return Route(
+                revision, shares, by[:_TEXT_MAX], reason[:_TEXT_MAX], changed, since,
+                item.get("shared") is True,
+            )  # fmt: skip
     message = f"what it says of model {name!r:.80} is no route"
     raise DamagedError(message)
 
@@ -125,16 +132,19 @@ def _are_shares(values: Collection[Any]) -> bool:
     )
 
 
+def to_plain(route: Route) -> dict[str, Any]:
+    """One model's route as JSON values."""
+    plain = {
+        "revision": route.revision, "shares": dict(route.shares), "by": route.by,
+        "reason": route.reason, "changed_wall_ns": route.changed_wall_ns,
+        "since": dict(route.since),
+    }  # fmt: skip
+    return {**plain, "shared": True} if route.shared else plain
+
+
 def dump(routes: Routes) -> bytes:
     """The other way; ``DamagedError`` where it would be too large to be read."""
-    models = {
-        name: {
-            "revision": route.revision, "shares": dict(route.shares), "by": route.by,
-            "reason": route.reason, "changed_wall_ns": route.changed_wall_ns,
-            "since": dict(route.since),
-        }
-        for name, route in routes.items()
-    }  # fmt: skip
+    models = {name: to_plain(route) for name, route in routes.items()}
     data = json.dumps({"format": FORMAT, "models": models}, indent=1).encode()
     if len(data) > MAX_BYTES:
         message = f"it would take {len(data)} bytes, over the {MAX_BYTES} that are read"
@@ -170,6 +180,7 @@ class RouteFile:
     Attributes:
         routes: the last good table.
         damaged: how many times something else was found; ``problem``: what, empty once it is good.
+        is_there: a good table has been read, be it an empty one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -177,6 +188,7 @@ class RouteFile:
         self.routes: Routes = {}
         self.damaged = 0
         self.problem = ""
+        self.is_there = False
         self._seen: tuple[int, ...] | None = None
 
     def poll(self) -> bool:
@@ -205,7 +217,7 @@ class RouteFile:
             why = error.strerror or "" if isinstance(error, OSError) else str(error)
             self._say(why)
             return False
-        self.problem = ""
+        self.problem, self.is_there = "", True
         changed = routes != self.routes
         self.routes = routes
         return changed

@@ -6,14 +6,11 @@ crashes a worker can crash it. One thread, one selector; workers are spawned, ne
 
 from __future__ import annotations
 
-import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -21,12 +18,18 @@ from typing import TYPE_CHECKING, Any
 from sidecar.children import Launched, how_it_ended
 from sidecar.config_plain import pack
 from sidecar.control import Message, encode
+from sidecar.launching import discard, interrupts_held, launch
+from sidecar.reserving import reserve
 from sidecar.transactions import Transactions, Worker
 
 if TYPE_CHECKING:
+    from sidecar.hooks import Hooks
     from sidecar.supervised_monitor import SupervisedMonitor
 
-_WORKER_MODULE = "sidecar.gateway.main"
+#: Beside the numbers of signals, on the same socket: a hook wants the drain to begin.
+_ASKED = 0
+#: Drained by a hook, it waits so long for its SIGTERM: the hooks get their answers first.
+STAY_S = 30.0
 
 
 class Supervisor:
@@ -38,10 +41,17 @@ class Supervisor:
         config: the same, typed; workers get it, as ``config_plain`` hands it on.
         source: where it came from.
         prespawned: a worker's process that was started ahead.
+        alone: no monitor is started: it is in a container of its own.
     """
 
     def __init__(
-        self, tree: Any, config: Any, source: Path, prespawned: Launched | None = None
+        self,
+        tree: Any,
+        config: Any,
+        source: Path,
+        prespawned: Launched | None = None,
+        *,
+        alone: bool = False,
     ) -> None:
         self._prespawned = prespawned
         self._tree = tree
@@ -54,9 +64,14 @@ class Supervisor:
         self._reserved: list[socket.socket] = []
         self._addresses: dict[str, str] = {}
         self._transactions = Transactions(self._workers, self._send)
+        self._alone = alone
         self._monitor = self._make_monitor()
+        self._hooks: Hooks | None = None
+        self._hooks_address = ""
         self._announced = False
         self._stopping = False
+        self._by_hook = False  # the drain was begun by one, and no signal to end has come yet
+        self._stay_until_s: float | None = None  # monotonic; then it ends without that signal
         self._failed: str | None = None
         self._exit_code = 0
         self._on_ready: Callable[[dict[str, str], list[dict[str, Any]]], None] = self._announce
@@ -65,23 +80,29 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until a signal; returns the exit code."""
-        wake_read, wake_write = socket.socketpair()
-        for end in (wake_read, wake_write):
+        wake_read, self._wake = socket.socketpair()
+        for end in (wake_read, self._wake):
             end.setblocking(False)
-        signal.set_wakeup_fd(wake_write.fileno())
+        signal.set_wakeup_fd(self._wake.fileno())
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         self._selector.register(wake_read, selectors.EVENT_READ, None)
         self._make_pages()
         try:
-            self._addresses = self._reserve()
+            self._addresses, self._reserved = reserve(self._config.gateway, self._source)
+            self._start_hooks()
         except BaseException:
             discard(self._prespawned)
             raise
         for worker in self._workers:
             self._spawn(worker)
-        while self._serving() or (self._monitor is not None and self._monitor.alive):
+        self._start_monitor_ahead()
+        while (
+            self._serving() or (self._monitor is not None and self._monitor.alive) or self._stays()
+        ):
             self._turn(wake_read)
+        if self._hooks is not None:
+            self._hooks.close()
         if self._failed:
             _say(f"error: {self._failed}")
         return self._exit_code
@@ -102,68 +123,64 @@ class Supervisor:
             self._monitor.tick()
             if not self._serving():  # the last to go: it hears of all that was answered
                 self._monitor.stop()
+        if self._hooks is not None and not self._serving() and self._stay_until_s is None:
+            self._stay_until_s = monotonic() + STAY_S
+            self._hooks.over()
 
     def _serving(self) -> bool:
         return any(worker.wanted for worker in self._workers)
 
+    def _stays(self) -> bool:
+        """Drained by a hook: until the signal comes that follows it, so that hooks are answered."""
+        return self._by_hook and (self._stay_until_s is None or monotonic() < self._stay_until_s)
+
+    def _start_hooks(self) -> None:
+        if self._config.gateway.hooks is None:
+            return
+        from sidecar.hooks import Hooks
+        from sidecar.monitor.places import hooks_path
+
+        gateway = self._config.gateway
+        self._hooks = Hooks(lambda: self._wake.send(bytes([_ASKED])), gateway.drain)
+        path = hooks_path(self._config, self._source.parent.resolve())
+        self._hooks_address = self._hooks.start(gateway.hooks, path)
+
     def _make_monitor(self) -> SupervisedMonitor | None:
-        if not self._config.monitored:
+        if self._alone or not self._config.monitored:
             return None
         from sidecar.supervised_monitor import SupervisedMonitor
 
         address = self._config.monitor.grpc
         return SupervisedMonitor(self._tree, self._source, address, self._selector, launch, _say)
 
+    def _start_monitor_ahead(self) -> None:
+        """Where replicas share their routes, a fresh pod's workers wait for the table that the
+        monitor writes; else it is started when they are ready, and takes nothing from them."""
+        if self._monitor is None or self._config.monitor.store is None:
+            return
+        from sidecar.monitor.places import routes_path
+
+        if not routes_path(self._config, self._source.parent.resolve()).exists():
+            self._monitor.start()
+
     def _make_pages(self) -> None:
+        from sidecar.gateway.page_files import names_of, open_pages
         from sidecar.gateway.pages import create_page
 
-        slots = sum(len(model.variants) for model in self._config.models)
-        self._pages = [create_page(slots) for _ in self._workers]
+        config = self._config
+        names = names_of(config)
+        if self._alone and config.monitored:
+            from sidecar.monitor.places import pages_dir
+
+            folder = pages_dir(config, self._source.parent.resolve())
+            self._pages = open_pages(folder, names, len(self._workers))
+        else:
+            self._pages = [create_page(len(names)) for _ in self._workers]
         if self._monitor is not None:
             self._monitor.pages = self._pages
 
-    def _reserve(self) -> dict[str, str]:
-        """With several workers, hold the ports they share: bound by us, never listened on.
-
-        Reserving says early that a port is taken, and makes port 0 one port for all.
-        """
-        gateway = self._config.gateway
-        wanted = {
-            "grpc": gateway.grpc.address,
-            "http": gateway.http.address if gateway.http else None,
-            "health": gateway.health,
-            "admin": gateway.admin.address,
-        }
-        addresses = {name: address for name, address in wanted.items() if address is not None}
-        if gateway.workers == 1:
-            return addresses
-        for name, address in addresses.items():
-            if not address.startswith("unix:"):
-                addresses[name] = self._reserve_one(name, address)
-        return addresses
-
-    def _reserve_one(self, name: str, address: str) -> str:
-        from sidecar.errors import ConfigError, Problem
-
-        host, _, port = address.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            if int(port):  # another program may share a port with us only by mistake
-                with socket.socket(family) as probe:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    probe.bind((host, int(port)))
-            held = socket.socket(family)
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            held.bind((host, int(port)))
-        except OSError as error:
-            problem = Problem(f"gateway.{name}", f"cannot listen on {address}: {error.strerror}")
-            raise ConfigError(str(self._source), [problem]) from None
-        self._reserved.append(held)
-        return f"{address.rpartition(':')[0]}:{held.getsockname()[1]}"
-
     def _spawn(self, worker: Worker) -> None:
-        launched = self._prespawned or launch(_WORKER_MODULE)
+        launched = self._prespawned or launch()
         self._prespawned = None
         channel = worker.adopt(launched)
         self._selector.register(channel, selectors.EVENT_READ, worker)
@@ -177,6 +194,9 @@ class Supervisor:
             "pages": len(own_page_first),
             "addresses": self._addresses,
             "state": self._transactions.state(),
+            # Who starts answers probes before it has loaded anything; beside others that serve it
+            # does not, for it would say of them that they are not ready.
+            "early_health": not any(other.ready for other in self._workers),
         }
         try:
             socket.send_fds(channel, [b"p"], own_page_first)
@@ -194,19 +214,34 @@ class Supervisor:
             pauses.append(expires_s)
         if self._monitor is not None and (pause_s := self._monitor.pause_s()) is not None:
             pauses.append(pause_s)
+        if self._by_hook and self._stay_until_s is not None:
+            pauses.append(max(0.0, self._stay_until_s - monotonic()))
         return min(pauses, default=None)
 
     def _on_signals(self, numbers: bytes) -> None:
+        """What was asked: by signals, and by a hook (``_ASKED``).
+
+        SIGTERM asks for a drain, and never cuts one: kubelet, when it is itself started again,
+        sends it once more, and after the grace period comes SIGKILL anyway. Who means it presses
+        Ctrl-C: then what is in flight is dropped.
+        """
         for number in numbers:
-            if number in (signal.SIGTERM, signal.SIGINT):
-                # The first asks for a drain; the second means it: what is in flight is dropped.
-                again = self._stopping
-                self._stop(signal.SIGKILL if again else signal.SIGTERM)
-                if again and self._monitor is not None:
-                    self._monitor.stop(at_once=True)
+            if number == _ASKED:
+                self._by_hook = self._by_hook or not self._stopping
+            elif number in (signal.SIGTERM, signal.SIGINT):
+                self._by_hook = False
+            else:
+                continue
+            cut = number == signal.SIGINT and self._stopping
+            if cut or not self._stopping:
+                self._stop(signal.SIGKILL if cut else signal.SIGTERM)
+            if cut and self._monitor is not None:
+                self._monitor.stop(at_once=True)
 
     def _stop(self, number: int) -> None:
         self._stopping = True
+        if self._hooks is not None:
+            self._hooks.begun()
         for worker in self._workers:
             worker.restart_at_s = None
             if worker.process is not None:
@@ -276,6 +311,8 @@ class Supervisor:
             from sidecar.monitor.places import socket_path
 
             exchanges = socket_path(self._config, self._source.parent.resolve())
+        if self._hooks is not None:
+            addresses = {**addresses, "hooks": self._hooks_address}
         announce(addresses, copies, workers=len(self._workers), pids=pids, exchanges=exchanges)
         if self._config.untold:
             _say(self._config.untold)
@@ -325,55 +362,8 @@ class Supervisor:
         worker.ready = False
 
 
-def launch(module: str = _WORKER_MODULE) -> Launched:
-    """Start a child's process: it imports what it needs, and waits to be told what to do."""
-    ours, theirs = socket.socketpair()
-    try:
-        # The terminal's Ctrl-C reaches the whole group, and would end a worker that still imports
-        # with a traceback: it inherits that SIGINT is blocked. The supervisor makes it a drain.
-        with _interrupts_held():
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                env=worker_environment(os.environ),
-            )
-    finally:
-        theirs.close()
-    return process, ours
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Let a Ctrl-C wait until the end of the block."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def discard(launched: Launched | None) -> None:
-    """End a process that was started ahead and is not needed."""
-    if launched is not None:
-        process, channel = launched
-        process.kill()
-        process.wait()
-        channel.close()
-
-
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - the supervisor's own log
-
-
-def worker_environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """The workers' environment: ours, and defaults that keep a process small.
-
-    numpy's OpenBLAS alone would start a thread and take 30 MB a core, for nothing that is on the
-    request's path; glibc would keep an arena for each of many threads that do the same work. (What
-    a runtime may use is a setting of the runtime.)
-    """
-    defaults = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "GRPC_VERBOSITY": "NONE"}
-    return {**defaults, **ours}
 
 
 def serve(config_path: Path) -> int:
@@ -386,7 +376,7 @@ def serve(config_path: Path) -> int:
     prespawned = launch()
     try:
         # Within the import of pydantic's native half a Ctrl-C would be a panic, with a traceback.
-        with _interrupts_held():
+        with interrupts_held():
             from sidecar import config as configuration
 
         config, tree = configuration.load_with_tree(config_path)

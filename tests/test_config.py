@@ -358,6 +358,8 @@ def test_relations_hold_for_a_model_that_keeps_them():
         ({"health": "127.0.0.1:9000"}, "health", "127.0.0.1:9000 is also gateway.grpc.address"),
         ({"grpc": {"address": "h:8"}, "http": {"address": "h:8"}}, "http.address",
          "h:8 is also gateway.grpc.address"),
+        ({"hooks": "0.0.0.0:8080"}, "hooks",
+         "0.0.0.0:8080 is also gateway.http.address (127.0.0.1:8080)"),
         ({"admin": {"address": "0.0.0.0:8080"}}, "admin.address",
          "0.0.0.0:8080 is also gateway.http.address (127.0.0.1:8080)"),
         ({"workers": 2, "grpc": {"address": "unix:/run/a"}}, "grpc.address",

@@ -55,6 +55,8 @@ def test_a_version_has_one_truth():
 def test_the_monitor_does_not_listen_where_the_gateway_does():
     found = problems(tree(SERVING, monitor={"grpc": "0.0.0.0:9000"}))
     assert found == {"monitor.grpc": "0.0.0.0:9000 is also gateway.grpc.address"}
+    found = problems(tree(SERVING, monitor={"health": "0.0.0.0:8080"}))
+    assert found == {"monitor.health": "0.0.0.0:8080 is also gateway.http.address"}
     parse(tree(SERVING, monitor={"grpc": "127.0.0.1:0"}))
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.supervisor import discard, launch, worker_environment
+from sidecar.launching import discard, launch, worker_environment
 from sidecar.transactions import PREPARE_WITHIN_S, Transactions, Worker
 
 

@@ -32,7 +32,7 @@ SLEEP_S_MAX = 0.05
 SLEEPERS = {"tests/peers/mlserver_models.py": "a model that hangs"}
 #: Who else may name the environment, and why.
 ENVIRONMENT = {
-    "sidecar/supervisor.py": "hands it on to the workers, unread",
+    "sidecar/launching.py": "hands it on to the workers, unread",
     "sidecar/cli/watch.py": "keeps gRPC's notes off the screen, which only a variable can",
     "sidecar/monitor/deep/child.py": "turns the library's telemetry off, likewise",
     "sidecar/runtimes/onnxrt.py": "turns the library's telemetry off, which only a variable can",

@@ -18,7 +18,11 @@ OK, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 #: Commands of one path and no options start without the machinery of the others: typer and rich
 #: take longer to import than the supervisor needs altogether. ``app.py`` offers them as well, with
 #: their help.
-_DIRECT = {"serve": "sidecar.cli.serve", "gateway": "sidecar.cli.gateway"}
+_DIRECT = {
+    "serve": "sidecar.cli.serve",
+    "gateway": "sidecar.cli.gateway",
+    "drain": "sidecar.cli.drain",
+}
 
 
 def main() -> NoReturn:

@@ -13,6 +13,7 @@ from sidecar.cli import (
     alerts_commands,
     check_config,
     demo,
+    drain,
     drift_commands,
     gateway,
     infer,
@@ -88,7 +89,10 @@ def _serve(config: Config) -> None:
 
 @app.command("gateway")
 def _gateway(config: Config) -> None:
-    """Serve as one process, without supervisor."""
+    """Serve without a monitor, for a container of its own.
+
+    With gateway.workers: 1 it is one process.
+    """
     _end(gateway.run(config))
 
 
@@ -99,6 +103,23 @@ def _monitor(config: Config) -> None:
     In a pod it is a container of its own; `serve` starts it by itself.
     """
     _end(monitor.run(config))
+
+
+@app.command("drain")
+def _drain(
+    config: Config,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout", min=0.001, max=86400, metavar="SECONDS", help="The most it waits."
+        ),
+    ] = None,
+) -> None:
+    """Begin the drain of a gateway on this machine, and wait for its end.
+
+    For a pod's preStop hook; needs gateway.hooks. Exits with 1 when it is not drained.
+    """
+    _end(drain.run(config, timeout_s))
 
 
 MonitorAddress = Annotated[

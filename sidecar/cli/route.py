@@ -186,7 +186,10 @@ def _show(routes: list[RouteView]) -> None:
     now_ns = SystemClock().now_ns()
     for route in routes:
         followed = f"{route.applied} of {route.workers} workers"
-        colour = "green" if route.applied == route.workers else "yellow"
+        if route.replicas:
+            followed += f", {route.replicas_applied} of {route.replicas} replicas"
+        behind = route.applied < route.workers or route.replicas_applied < route.replicas
+        colour = "yellow" if behind else "green"
         table.add_row(
             escape(route.model), escape(_words(route)), str(route.revision),
             f"[{colour}]{followed}", _ago(route.changed_wall_ns, now_ns), escape(_why(route)),

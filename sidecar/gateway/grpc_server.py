@@ -35,15 +35,33 @@ class GrpcServers:
         self._pool = GrpcPool(gateway.pool, gateway.admission, refusals)
         self._health = HealthServicer()
         self._servers: list[grpc.Server] = []
+        self._health_bound: dict[str, str] = {}
         self._stopped = threading.Event()
         self.set_serving(serving=False)
+
+    def start_health(self, addresses: dict[str, str]) -> dict[str, str]:
+        """Listen on ``health`` of the addresses, if it is there and was not done before.
+
+        Returns:
+            ``health`` with the real port, or nothing.
+
+        Raises:
+            ConfigError: it cannot be listened on.
+        """
+        if "health" in addresses and not self._health_bound:
+            server = self._server(futures.ThreadPoolExecutor(2, "health-plain"))
+            self._health.add_to_server(server)
+            bound = self._listen("gateway.health", addresses["health"], server, tls=False)
+            self._health_bound = {"health": bound}
+            server.start()
+        return self._health_bound
 
     def start(self, addresses: dict[str, str]) -> dict[str, str]:
         """Listen.
 
         Args:
-            addresses: ``grpc``, and ``health`` and ``admin`` where wanted: ``host:port`` or
-                ``unix:path``; port 0 takes any free one.
+            addresses: ``grpc``, and ``admin`` where wanted: ``host:port`` or ``unix:path``; port 0
+                takes any free one.
 
         Returns:
             The same with the real ports.
@@ -51,15 +69,13 @@ class GrpcServers:
         Raises:
             ConfigError: an address cannot be listened on, or the TLS files are wrong.
         """
-        bound = {"grpc": self._listen("gateway.grpc", addresses["grpc"], self._main())}
-        if "health" in addresses:
-            server = self._server(futures.ThreadPoolExecutor(2, "health-plain"))
-            self._health.add_to_server(server)
-            bound["health"] = self._listen("gateway.health", addresses["health"], server, tls=False)
+        main = self._main()
+        started = [main]
+        bound = {"grpc": self._listen("gateway.grpc", addresses["grpc"], main)}
         if "admin" in addresses:
-            server = self._main(trusted=True)
+            started.append(server := self._main(trusted=True))
             bound["admin"] = self._listen("gateway.admin", addresses["admin"], server)
-        for server in self._servers:
+        for server in started:
             server.start()
         return bound
 

@@ -20,9 +20,10 @@ import uvicorn
 from sidecar.errors import ConfigError, Problem
 from sidecar.gateway.api import Backend
 from sidecar.gateway.http_app import HttpApp
-from sidecar.gateway.http_listen import BACKLOG, Server, address_of, listen_tcp, listen_unix
+from sidecar.gateway.http_listen import Server
 from sidecar.gateway.http_protocol import HttpLimits, protocol_class
 from sidecar.gateway.tls import http_context
+from sidecar.listening import BACKLOG, address_of, listen_tcp, listen_unix
 
 if TYPE_CHECKING:
     from sidecar.config import GatewayConfig

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,12 +25,13 @@ from sidecar.gateway.registry import slots_of
 from sidecar.gateway.route_follower import RouteFollower
 from sidecar.gateway.tracefile import TraceWriter
 from sidecar.gateway.tracing import Tracing
-from sidecar.monitor.places import routes_path
+from sidecar.monitor.places import hooks_path, pages_dir, routes_path
 
 if TYPE_CHECKING:
     from sidecar.config import SidecarConfig
     from sidecar.gateway.http import HttpServer
     from sidecar.gateway.logrecords import LogRecords
+    from sidecar.hooks import Hooks
 
 # By name: as the supervisor starts it this module is `__main__`, and below nothing of ours.
 logger = logging.getLogger("sidecar.gateway.main")
@@ -38,6 +40,8 @@ logger = logging.getLogger("sidecar.gateway.main")
 UPSTREAM_CHECK_S = 1.0
 #: For what is left when all connections are gone (probes of the health listener), or cut.
 _GRACE_S = 1.0
+#: Drained by a hook, it waits so long for its SIGTERM: the hooks get their answers first.
+STAY_S = 30.0
 #: As the configuration bounds ``gateway.workers``: a page of each comes over the channel.
 MAX_WORKERS = 256
 
@@ -63,7 +67,9 @@ class Worker:
             base_dir: the folder of the config's file.
         """
         path = routes_path(self.config, base_dir)
-        self._routes = RouteFollower(path, self.gateway.registry, self.gateway.page)
+        store = self.config.monitor.store if self.config.monitored else None
+        wait_s = None if store is None else store.route_wait_s
+        self._routes = RouteFollower(path, self.gateway.registry, self.gateway.page, wait_s)
         self._routes.look()
 
     def mirror(self, base_dir: Path, index: int) -> None:
@@ -101,6 +107,14 @@ class Worker:
             self._logs.attach()
         gateway.tap.start()
 
+    def start_health(self, addresses: dict[str, str]) -> None:
+        """Answer probes on the plaintext listener, if there is to be one: alive, not ready.
+
+        Before the models are loaded: in a pod, the server behind a remote variant may be started
+        only after this process has passed its start-up probe.
+        """
+        self._grpc.start_health(addresses)
+
     def start(self, addresses: dict[str, str], state: list[dict[str, Any]]) -> dict[str, str]:
         """Load the models, repeat what was changed at run time, listen; return real addresses.
 
@@ -112,6 +126,8 @@ class Worker:
             if command["op"] != "unload":
                 self._repeat(f"boot-{number}", command)
         self.gateway.check_upstreams()
+        if self._routes is not None:
+            self._routes.await_table(self.stop_requested)
         bound = self._grpc.start(addresses)
         self._grpc_addresses = [bound[name] for name in ("grpc", "admin") if name in bound]
         if self.config.gateway.http is not None:
@@ -125,8 +141,10 @@ class Worker:
         # What lives now lives on: keeping it out of every later collection saves its walk.
         gc.collect()
         gc.freeze()
-        self._grpc.set_serving(serving=self.gateway.server_ready())
-        return bound
+        serving = self.gateway.server_ready() and not self.stop_requested.is_set()
+        self._grpc.set_serving(serving=serving)
+        # If not before: beside other workers, who listens for probes must be ready.
+        return bound | self._grpc.start_health(addresses)
 
     def _repeat(self, transaction: str, command: dict[str, Any]) -> None:
         try:
@@ -137,11 +155,13 @@ class Worker:
             # to serve nobody: requests that name it will be told.
             logger.warning("what was changed before cannot be repeated: %s", error)
 
-    def run(self) -> None:
-        """Watch over readiness until asked to stop, then drain."""
+    def run(self, on_drain: Callable[[], None] | None = None) -> None:
+        """Watch over readiness until asked to stop, then drain; ``on_drain`` is told before."""
         while not self.stop_requested.wait(UPSTREAM_CHECK_S):
             self.gateway.check_upstreams()
             self._grpc.set_serving(serving=self.gateway.server_ready())
+        if on_drain is not None:
+            on_drain()
         self.drain()
 
     def drain(self) -> None:
@@ -239,39 +259,93 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def run(config_path: Path) -> NoReturn:
+class _Alone:
+    """A worker without a supervisor: its signals and its hooks, and when it may end.
+
+    SIGTERM begins a drain, and never cuts one: kubelet, when it is itself started again, sends it
+    once more, and after the grace period comes SIGKILL anyway. Who means it presses Ctrl-C.
+    """
+
+    def __init__(self, worker: Worker, config: SidecarConfig, base_dir: Path) -> None:
+        self._worker = worker
+        self._ready = threading.Event()
+        self._told = threading.Event()
+        self._hooks: Hooks | None = None
+        self._hooks_address = ""
+        if config.gateway.hooks is not None:
+            from sidecar.hooks import Hooks
+
+            self._hooks = Hooks(self._on_hook, config.gateway.drain)
+            path = hooks_path(config, base_dir)
+            self._hooks_address = self._hooks.start(config.gateway.hooks, path)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _: object) -> None:
+        # Before it is ready there is nothing to drain.
+        cut = number == signal.SIGINT and self._worker.stop_requested.is_set()
+        if cut or not self._ready.is_set():
+            leave(0)
+        self._told.set()
+        self._worker.stop_requested.set()
+
+    def _on_hook(self) -> None:
+        self._worker.stop_requested.set()
+        if not self._ready.is_set() and self._hooks is not None:
+            self._hooks.over()  # it was never ready, so that nobody sends it anything
+
+    def ready(self) -> dict[str, str]:
+        """All is loaded; returns where hooks are answered, to be said with the other addresses."""
+        self._ready.set()
+        return {"hooks": self._hooks_address} if self._hooks is not None else {}
+
+    def run(self) -> None:
+        """Serve, drain, and stay until the hooks have their answers."""
+        self._worker.run(on_drain=self._hooks.begun if self._hooks is not None else None)
+        if self._hooks is not None:
+            self._hooks.over()
+            if not self._told.is_set():  # a hook began it: the signal follows
+                self._told.wait(STAY_S)
+            self._hooks.close()
+
+
+def run(config: SidecarConfig, config_path: Path) -> NoReturn:
     """Serve alone, without a supervisor (a container of its own), and end the process.
+
+    Args:
+        config: what ``config_path`` says, for one worker.
+        config_path: the file; paths in the configuration are relative to its folder.
 
     Raises:
         SidecarError: it could not start.
     """
-    from sidecar.config import load
-
-    config = load(config_path)
+    base_dir = config_path.parent.resolve()
     logs.configure(config.log)
-    worker = Worker(config, None, _cores())
-    worker.follow_routes(config_path.parent.resolve())
-    worker.mirror(config_path.parent.resolve(), 0)
-    ready = threading.Event()
-
-    def on_signal(*_: object) -> None:
-        # Before it is ready there is nothing to drain; a second signal means it.
-        if not ready.is_set() or worker.stop_requested.is_set():
-            leave(0)
-        worker.stop_requested.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    bound = worker.start(_addresses(config), [])
-    ready.set()
+    worker = Worker(config, own_pages(config, base_dir), _cores())
+    addresses = _addresses(config)
+    worker.start_health(addresses)
+    alone = _Alone(worker, config, base_dir)
+    worker.follow_routes(base_dir)
+    worker.mirror(base_dir, 0)
+    bound = worker.start(addresses, []) | alone.ready()
     from sidecar.announce import announce
 
     exchanges = None if worker.gateway.tap is None else worker.gateway.tap.path
     announce(bound, worker.copies(), workers=1, pids=[os.getpid()], exchanges=exchanges)
     if config.untold:
         logger.warning(config.untold)
-    worker.run()
+    alone.run()
     leave(0)
+
+
+def own_pages(config: SidecarConfig, base_dir: Path) -> list[Page] | None:
+    """Of a worker without a supervisor: its page in a file, where a monitor may read it."""
+    if not config.monitored:
+        return None
+    from sidecar.gateway.page_files import names_of, open_pages
+
+    [descriptor] = open_pages(pages_dir(config, base_dir), names_of(config), 1)
+    return [Page(descriptor, len(slots_of(config)), owner=True)]
 
 
 def run_supervised(control_fd: int) -> int:
@@ -294,6 +368,8 @@ def run_supervised(control_fd: int) -> int:
         worker.follow_routes(base_dir)
         worker.mirror(base_dir, boot["index"])
         signal.signal(signal.SIGTERM, lambda *_: worker.stop_requested.set())
+        if boot["early_health"]:
+            worker.start_health(boot["addresses"])
         control = SupervisedControl(connection, worker.gateway.changes, worker.stop_requested.set)
         worker.gateway.control = control
         bound = worker.start(boot["addresses"], boot["state"])

@@ -83,14 +83,15 @@ _CALLS_AT = _BATCH_AT + BATCH_ROWS * _BATCH_WORDS
 _LAST_BATCH_AT = _CALLS_AT - _BATCH_WORDS
 SLOT_WORDS = _CALLS_AT + _CALLS_WORDS
 
-#: Server-wide counters, in the header behind magic, version, slots, pid, incarnation.
+#: Server-wide counters, in the header behind magic, version, slots, pid, incarnation, id, and two
+#: words of ``page_files.py``.
 #: Those of the tap (``tap.py``) are counted for sampled exchanges alone, and add up: sampled =
 #: sent + dropped_… + not mirrored (shared_memory, sequence, too_large, unclear) + still waiting.
 SERVER_COUNTERS: tuple[str, ...] = (
     "refused_requests", "refused_bytes", "refused_streams", "timing_dropped", "unknown_model",
     "tap_sampled", "tap_sent", "tap_dropped_full", "tap_dropped_no_monitor", "tap_dropped_lost",
     "tap_shared_memory", "tap_sequence", "tap_too_large", "tap_unclear", "spans_dropped",
-    "logs_dropped", "route_damaged",
+    "logs_dropped", "route_damaged", "route_missing",
 )  # fmt: skip
 _SERVER_AT = 8
 _ID_AT = 5

@@ -1,4 +1,4 @@
-"""The Unix socket of the channel: who may listen, and who may connect."""
+"""The Unix sockets of a sidecar: who may listen, and who may connect."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
 class ChannelError(SidecarError):
-    """The monitor cannot listen: says where and why."""
+    """It cannot be listened on: says where and why."""
 
 
-def listen(path: Path) -> socket.socket:
-    """Listen there, for this user alone; raises ``ChannelError``."""
+def listen(path: Path, who: str = "monitor") -> socket.socket:
+    """Listen there, for this user alone; raises ``ChannelError``.
+
+    Args:
+        who: what listens there, for messages.
+    """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -33,7 +37,7 @@ def listen(path: Path) -> socket.socket:
     try:
         # Two monitors that start at once must not each remove the other's socket as stale.
         fcntl.flock(folder, fcntl.LOCK_EX)
-        _remove_stale(path)
+        _remove_stale(path, who)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             # The file gets the mode of the socket, so that at no time others may connect; umask
@@ -53,7 +57,7 @@ def listen(path: Path) -> socket.socket:
     return sock
 
 
-def _remove_stale(path: Path) -> None:
+def _remove_stale(path: Path, who: str) -> None:
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -67,7 +71,7 @@ def _remove_stale(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
             return
-    message = f"another monitor listens on {path}; end it, or set monitor.socket to another path"
+    message = f"another {who} listens on {path}; end it, or set monitor.socket to another path"
     raise ChannelError(message)
 
 

@@ -14,7 +14,7 @@ from sidecar.monitor.client_labels import LabelCalls
 from sidecar.monitor.client_rollback import RollbackCalls
 from sidecar.monitor.client_route import RouteCalls
 from sidecar.monitor.deep.view import DeepReport
-from sidecar.monitor.service import SERVICE
+from sidecar.monitor.service import SAID, SERVICE
 from sidecar.monitor.view import MonitorStatus, VerdictEvent
 from sidecar.monitor.view_drift import DriftView
 from sidecar.monitor.view_messages import from_message
@@ -139,7 +139,7 @@ class MonitorClient(AlertCalls, LabelCalls, RollbackCalls, RouteCalls):
     @override
     def _failed(self, error: Any, timeout_s: float | None = None) -> MonitorCallError:
         code: str = error.code().name
-        if code == "UNAVAILABLE":
+        if code == "UNAVAILABLE" and SAID not in dict(error.trailing_metadata() or ()):
             message = (
                 f"no monitor answers at {self.address}: is it running, and is this its "
                 "monitor.grpc?"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 from sidecar import route_table
 from sidecar.config import ModelConfig, SidecarConfig
@@ -22,7 +22,6 @@ from sidecar.monitor.harms import SERVED_ACCURACY
 from sidecar.monitor.routed_frames import VersionCounts, counts_of, total
 from sidecar.monitor.rows import EvidenceRow
 from sidecar.monitor.view_rollback import CompareMetric, CompareSide, CompareView
-from sidecar.monitor.worker_routes import WorkerRoutes
 from sidecar.route_table import Route
 from validators.sequential.unpaired import Comparison, quantiles, rates, sentence
 
@@ -32,6 +31,18 @@ _MS = [bound / 1e6 for bound in BUCKETS_NS] + [math.inf]
 
 #: Version → (labelled answers that were right, labelled answers).
 Labels = dict[str, tuple[float, int]]
+
+
+class Counted(Protocol):
+    """Where the gateways' counts come from: one pod's workers, or those of all replicas."""
+
+    def pages(self, model: str) -> dict[int, Mapping[str, VersionCounts]]:
+        """Page → version → what was counted in it."""
+        ...
+
+    def is_whole(self, model: str) -> bool:
+        """Whether that is of all replicas there are; else of this one alone."""
+        ...
 
 
 class Comparer:
@@ -45,7 +56,7 @@ class Comparer:
     def __init__(
         self,
         config: SidecarConfig,
-        workers: WorkerRoutes,
+        workers: Counted,
         route: Callable[[str], Route | None],
         evidence: Callable[[str], Sequence[EvidenceRow]],
     ) -> None:
@@ -87,7 +98,13 @@ class Comparer:
         metrics = [_errors(names, counts, each), *_latency(names, counts, each)]
         if labelled:
             metrics.append(_accuracy(names, labels, each))
-        return CompareView(model, alpha, metrics, _text(config, route, names, counts, alpha))
+        text = _text(config, route, names, counts, alpha)
+        if not self._workers.is_whole(model):
+            text += (
+                "; errors and latency are those of this replica alone: replicas tell one another "
+                "of their first models only"
+            )
+        return CompareView(model, alpha, metrics, text)
 
     # --- counts since the route was set ---------------------------------------------------------
 

@@ -39,10 +39,14 @@ class Evidence:
 
     Args:
         incarnation: this life's name.
+
+    Attributes:
+        refreshes: how often what others have counted was read (``evidence_shared.py``).
     """
 
     def __init__(self, incarnation: str, clock: Clock) -> None:
         self.incarnation = incarnation
+        self.refreshes = 0
         self._clock = clock
         self._lock = threading.Lock()
         self._own: dict[EvidenceKey, Cells] = {}
@@ -72,20 +76,25 @@ class Evidence:
         with self._lock:
             own = self._own.get(key)
             if own is None:
-                self._keys = None
                 own = self._own[key] = {}
-                self._has_new_block = self._has_new_block or key.block > 0
+                self._began(key)
             for name, count in cells.items():
                 own[name] = own.get(name, 0.0) + float(count)
             self._changed.add(key)
             if self._touched is not None:
                 self._touched.add(key)
 
+    def _began(self, key: EvidenceKey) -> None:
+        self._keys = None
+        self._has_new_block = self._has_new_block or key.block > 0
+
     def set_cells(self, key: EvidenceKey, cells: Mapping[str, float]) -> None:
         """Set a key's cells of this life: where somebody else counts."""
         with self._lock:
-            self._keys = self._keys if key in self._own else None
-            if self._own.get(key) != cells:
+            if key not in self._own:
+                self._own[key] = {}
+                self._began(key)
+            if self._own[key] != cells:
                 self._own[key] = dict(cells)
                 self._changed.add(key)
                 if self._touched is not None:
@@ -197,6 +206,13 @@ class Evidence:
 
     # --- the store ----------------------------------------------------------------------------
 
+    def refresh(self, store: Store) -> None:
+        """Read what other monitors have counted since; with a store of its own there are none.
+
+        Raises:
+            StoreError: it cannot be read; the next call reads all of it.
+        """
+
     def load(self, store: Store) -> None:
         """Read what earlier lives left, and go by the store's name for this life from now on.
 
@@ -219,7 +235,7 @@ class Evidence:
                 if sketch.incarnation != self.incarnation:
                     self._merge_older(sketch)
             for certificate in certificates:
-                key = _certificate_key(certificate)
+                key = certificate_key(certificate)
                 own = self._certificates.get(key)
                 if own is None or own.best_log_e < certificate.best_log_e:
                     self._certificates[key] = certificate
@@ -327,7 +343,8 @@ class Evidence:
             self._changed_certificates |= self._certificates.keys()
 
 
-def _certificate_key(row: CertificateRow) -> CertificateKey:
+def certificate_key(row: CertificateRow) -> CertificateKey:
+    """What ``Evidence.certificate`` is asked for."""
     return row.model, row.candidate, row.baseline, row.output, row.policy
 
 

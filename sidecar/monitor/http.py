@@ -22,8 +22,9 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sidecar.errors import ConfigError, Problem
-from sidecar.gateway.http_listen import Server, address_of, listen_tcp, listen_unix
+from sidecar.gateway.http_listen import Server
 from sidecar.gateway.http_protocol import HttpLimits, protocol_class
+from sidecar.listening import address_of, listen_tcp, listen_unix
 
 logger = logging.getLogger(__name__)
 

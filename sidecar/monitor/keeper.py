@@ -1,23 +1,36 @@
-"""The store, if there is one: opened, written to, and tried again while it refuses."""
+"""The store, if there is one: opened, written to, and tried again while it refuses.
+
+With ``monitor.store`` there are two: this monitor's own, for what is nobody else's business, and
+the one that all replicas share. Each is opened and tried again without the other.
+"""
 
 from __future__ import annotations
 
 import logging
+import uuid
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sidecar.clock import Clock
 from sidecar.monitor.drift_watch import DriftWatch
 from sidecar.monitor.events import EventLog
 from sidecar.monitor.evidence import Evidence
+from sidecar.monitor.evidence_shared import SharedEvidence
 from sidecar.monitor.labels import LateLabels
 from sidecar.monitor.rows import StoreError
 from sidecar.monitor.store import Store
 from sidecar.monitor.view import StoreStatus
 
+if TYPE_CHECKING:
+    from sidecar.config_monitor import StoreConfig
+
 logger = logging.getLogger("sidecar.monitor.keeper")
 
 _RETRY_S = 15.0
+#: Of the shared one, which is tried in a thread of its own.
+_RETRY_SHARED_S = 2.0
 
 
 class Keeper:
@@ -25,12 +38,26 @@ class Keeper:
 
     A full disk or a folder that is not there must not end the watching: what is counted meanwhile
     is written when the store can be opened.
+
+    Args:
+        shared: of the database that all replicas share; ``None``: there is none.
+
+    Attributes:
+        incarnation: this life's name, in both.
     """
 
     def __init__(
         self, folder: Path, evidence: Evidence, events: EventLog, clock: Clock,
         drift: DriftWatch | None = None, labels: LateLabels | None = None,
+        shared: StoreConfig | None = None,
     ) -> None:  # fmt: skip
+        self.incarnation = uuid.uuid4().hex
+        self._settings = shared
+        if isinstance(evidence, SharedEvidence):
+            evidence.become(self.incarnation)
+        self._shared: Store | None = None
+        self._shared_message = "not connected yet"
+        self._retry_shared_ns = 0
         self._folder = folder
         self._evidence = evidence
         self._events = events
@@ -55,14 +82,14 @@ class Keeper:
     def shared(self) -> Store | None:
         """Where evidence, decisions, alerts and routes are, while it is open: with
         ``monitor.store`` one database of all replicas, else the same as ``store``."""
-        return self._store
+        return self._store if self._settings is None else self._shared
 
     def open(self) -> bool:
         """Open the store and read it; ``False``: it cannot be opened now (said once)."""
         self._retry_ns = self._clock.monotonic_ns() + int(_RETRY_S * 1e9)
         store: Store | None = None
         try:
-            store = Store.open(self._folder, self._clock)
+            store = Store.open(self._folder, self._clock, self.incarnation)
             self._evidence.load(store)
             self._events.load(store)
             if self._drift is not None:
@@ -94,8 +121,51 @@ class Keeper:
             with suppress(StoreError):  # which the store has said; tried again the next time
                 self._drift.flush(self._store)
 
+    # --- what all replicas share: called by the fleet's thread only -------------------------------
+
+    def open_shared(self) -> Store | None:
+        """The shared store, opened where that is not done yet; ``None``: it cannot be opened now
+        (said once)."""
+        now_ns = self._clock.monotonic_ns()
+        if self._shared is not None or self._settings is None or now_ns < self._retry_shared_ns:
+            return self._shared
+        try:
+            self._shared = Store.connect(self._settings, self._clock, self.incarnation)
+        except StoreError as error:
+            if str(error) != self._shared_message:
+                logger.error("nothing is shared with other replicas: %s", error)
+            self._shared_message = str(error)
+            self._retry_shared_ns = self._clock.monotonic_ns() + int(_RETRY_SHARED_S * 1e9)
+        return self._shared
+
+    def sync(self, store: Store) -> None:
+        """Write what was counted here, and read what the others have.
+
+        Raises:
+            StoreError: one or the other cannot be done; the next call does all of it.
+        """
+        assert isinstance(self._evidence, SharedEvidence)
+        self._evidence.share(store)
+        self._evidence.refresh(store)
+
+    def close_shared(self) -> None:
+        """After the last ``sync``."""
+        if self._shared is not None:
+            self._shared.close()
+
+    # --- the end ----------------------------------------------------------------------------------
+
     def status(self) -> StoreStatus:
         """As it is shown."""
+        own = self._own_status()
+        if self._settings is None:
+            return own
+        if self._shared is None:
+            return replace(own, shared="PostgreSQL", shared_message=self._shared_message)
+        at = self._shared.database
+        return replace(own, shared=at.where, shared_ok=at.ok, shared_message=at.message)
+
+    def _own_status(self) -> StoreStatus:
         if self._store is None:
             return StoreStatus(str(self._folder), ok=False, message=self._message, bytes=0)
         return self._store.status()

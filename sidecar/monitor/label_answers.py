@@ -16,6 +16,7 @@ Value = int | float | str
 #: Rows of one request that wait for labels; a request of more is not kept.
 ROWS_MAX = 4096
 _NAME_MAX = 200
+REQUEST_ID_MAX = 512
 
 
 class UnfitLabelError(ValueError):
@@ -147,3 +148,40 @@ def _index(label: Value, names: Sequence[str]) -> Value:
     if isinstance(label, str) and names:
         return names.index(label)
     return int(label) if isinstance(label, float) and label.is_integer() else label
+
+
+def misformed(request_id: str, values: Sequence[Value]) -> str:
+    """Why nothing can be made of a label, whatever its request is; empty: something can."""
+    if not request_id:
+        return "no request id"
+    if "\0" in request_id or not _is_text(request_id):
+        return "a request id that no store can keep"
+    if len(request_id) > REQUEST_ID_MAX:
+        return f"a request id of over {REQUEST_ID_MAX} characters"
+    if not 0 < len(values) <= ROWS_MAX:
+        return f"no values, or over {ROWS_MAX}"
+    if any(isinstance(value, float) and not np.isfinite(value) for value in values):
+        return "a score that is no number"
+    return ""
+
+
+def harmed(
+    answers: Mapping[str, Said], right: Mapping[str, list[bool] | None], labels: Sequence[Value],
+    new: str, previous: str,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Harms by row, float64 [rows] each: wrong; of scores, farther from it than the other's."""
+    sides = right[new], right[previous]
+    if sides[0] is None or sides[1] is None:
+        far, near = (np.array(distances(answers[key], labels)) for key in (new, previous))
+        return (far > near).astype(np.float64), (near > far).astype(np.float64)
+    ours, theirs = (1.0 - np.array(side, np.float64) for side in sides)
+    return ours, theirs
+
+
+def _is_text(text: str) -> bool:
+    """Halves of characters, which JSON can carry, are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

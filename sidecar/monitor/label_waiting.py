@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 from sidecar.monitor.label_answers import Said, Value
@@ -167,6 +168,18 @@ class WaitingRoom:
         if len(self._early) > self._most:
             self._lose("label", self._early, "full")
 
+    def take_early(self, most: int) -> list[tuple[str, Early]]:
+        """Take the oldest labels out, to be offered to other replicas. The store keeps them until
+        ``offered`` says that they are."""
+        taken = list(islice(self._early.items(), most))
+        for request_id, _ in taken:
+            del self._early[request_id]
+        return taken
+
+    def offered(self, request_id: str) -> None:
+        """It is elsewhere by now: the store need not keep it."""
+        self.changed["label", request_id] = None
+
     # --- time, and the store ------------------------------------------------------------------
 
     def expire(self, now_ns: int) -> None:
@@ -185,6 +198,11 @@ class WaitingRoom:
     def _forget(self, kind: str, rows: Any, request_id: str) -> None:
         del rows[request_id]
         self.changed[kind, request_id] = None
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Nanoseconds that nobody waits longer than, and how many may wait."""
+        return self._within_ns, self._most
 
     @property
     def waiting(self) -> int:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
-import numpy as np
 from typing_extensions import override
 
 from exporters import instruments
@@ -27,15 +26,16 @@ from sidecar.monitor.exchange import Exchange
 from sidecar.monitor.exchanges import Item
 from sidecar.monitor.label_answers import (
     ROWS_MAX,
-    Said,
     UnfitLabelError,
-    Value,
     choose_output,
-    distances,
+    harmed,
     is_right,
+    misformed,
     said,
 )
+from sidecar.monitor.label_fleet import LabelFleet, Room
 from sidecar.monitor.label_intake import Label, LabelCounts, LabelSink
+from sidecar.monitor.label_offers import Offer
 from sidecar.monitor.label_store import LabelTables
 from sidecar.monitor.label_waiting import Early, Shared, Waiting, WaitingRoom
 from sidecar.monitor.rows import EvidenceKey
@@ -49,7 +49,8 @@ logger = logging.getLogger("sidecar.monitor.labels")
 
 #: Rows of one transaction: others have the store in between.
 FLUSH_ROWS = 5000
-REQUEST_ID_MAX = 512
+#: The reason of an outcome: the label came to another replica than its request.
+OFFERED = "offered"
 #: Is told of each matched request that was served: model, variant, row by row whether it was right.
 OnRight = Callable[[str, str, Sequence[bool]], None]
 
@@ -69,11 +70,14 @@ class _Model:
         self.is_said = False
 
 
-class LateLabels(LabelSink):
+class LateLabels(LabelSink, Room):
     """Takes answers from the worker and labels from anybody; any thread.
 
     Args:
         models: all; those that have ``labels`` in their configuration take some.
+
+    Attributes:
+        fleet: finds labels their answers at other replicas; ``None``: there are none.
     """
 
     def __init__(
@@ -94,6 +98,13 @@ class LateLabels(LabelSink):
         self._index = PairIndex(evidence)
         self._generation: int | None = None
         self._shared = Shared()
+        self.fleet: LabelFleet | None = None
+
+    def share(self) -> LabelFleet:
+        """There are other replicas; before anything else is called."""
+        limits = {name: model.room.limits for name, model in self._models.items()}
+        self.fleet = LabelFleet(self, limits, self._clock)
+        return self.fleet
 
     # --- answers ------------------------------------------------------------------------------
 
@@ -158,6 +169,8 @@ class LateLabels(LabelSink):
             early = model.room.add(exchange.request_id, waiting)
             if early is not None:
                 self._match(model, Label(model.name, exchange.request_id, early), waiting)
+            elif self.fleet is not None:
+                self.fleet.want(model.name, exchange.request_id)
 
     def _not_kept(self, model: _Model, answer: Mapping[str, Array], output: str) -> None:
         with self._lock:
@@ -208,7 +221,7 @@ class LateLabels(LabelSink):
         model = self._models.get(label.model)
         if model is None:
             return "refused", "no such model, or one that takes no labels"
-        why = _misformed(label)
+        why = misformed(label.request_id, label.values)
         if why:
             return self._counted(model, "refused", why)
         waiting = model.room.find(label.request_id)
@@ -219,11 +232,15 @@ class LateLabels(LabelSink):
         model.room.keep_early(label.request_id, Early(self._clock.now_ns(), label.values))
         return self._counted(model, "early")
 
-    def _counted(self, model: _Model, outcome: str, why: str = "") -> tuple[str, str]:
-        model.counts[outcome, "unfit" if why else ""] += 1
+    def _counted(
+        self, model: _Model, outcome: str, why: str = "", reason: str = ""
+    ) -> tuple[str, str]:
+        model.counts[outcome, "unfit" if why else reason] += 1
         return outcome, why
 
-    def _match(self, model: _Model, label: Label, waiting: Waiting) -> tuple[str, str]:
+    def _match(
+        self, model: _Model, label: Label, waiting: Waiting, reason: str = ""
+    ) -> tuple[str, str]:
         """Count a label that has found its answer; one that does not fit leaves it waiting."""
         try:
             right = {
@@ -236,12 +253,11 @@ class LateLabels(LabelSink):
         for new, previous, identity in waiting.pairs:
             if new in waiting.answers and previous in waiting.answers:
                 key = EvidenceKey(model.name, new, previous, "", harms.ACCURACY, identity)
-                harmed = _harmed(waiting.answers, right, label.values, new, previous)
-                self._count_pair(key, *harmed)
+                self._count_pair(key, *harmed(waiting.answers, right, label.values, new, previous))
         served = right.get(f"served {waiting.served}")
         if served:
             self._count_served(model, waiting, served)
-        return self._counted(model, "matched")
+        return self._counted(model, "matched", reason=reason)
 
     def _named(self, model: _Model, key: str, output: str) -> Sequence[str]:
         return model.classes.get(key.removeprefix("served "), {}).get(output, ())
@@ -257,6 +273,53 @@ class LateLabels(LabelSink):
         self._evidence.add(key, {"k": sum(right), "n": len(right)})
         if self._on_right is not None:
             self._on_right(model.name, waiting.served, right)
+
+    # --- for ``fleet`` ------------------------------------------------------------------------
+
+    @override
+    def outgoing(self, model: str, most: int) -> list[Offer]:
+        with self._lock:
+            return self._models[model].room.take_early(most)
+
+    @override
+    def offered(self, model: str, ids: Iterable[str], known: int) -> None:
+        with self._lock:
+            self._models[model].counts["repeated", OFFERED] += known
+            for request_id in ids:
+                self._models[model].room.offered(request_id)
+
+    @override
+    def put_back(self, model: str, offers: Sequence[Offer]) -> None:
+        self._take_in(model, offers, "")
+
+    @override
+    def holds(self, model: str, ids: Iterable[str]) -> list[str]:
+        room = self._models[model].room
+        with self._lock:
+            return [each for each in ids if room.find(each) is not None or room.is_done(each)]
+
+    @override
+    def taken(self, model: str, offers: Sequence[Offer]) -> None:
+        self._take_in(model, offers, OFFERED)
+
+    def _take_in(self, name: str, offers: Sequence[Offer], reason: str) -> None:
+        model = self._models[name]
+        for request_id, label in offers:
+            with self._lock:
+                waiting = model.room.find(request_id)
+                if waiting is not None:
+                    self._match(model, Label(name, request_id, label.values), waiting, reason)
+                elif model.room.is_done(request_id):
+                    self._counted(model, "repeated", reason=reason)
+                else:  # its answer has gone meanwhile, or it could not be offered
+                    model.room.keep_early(request_id, label)
+
+    @override
+    def lost(self, model: str, expired: int, full: int) -> None:
+        with self._lock:
+            gone = self._models[model].room.gone
+            gone["lost", "expired"] += expired
+            gone["lost", "full"] += full
 
     # --- time, the store, metrics -------------------------------------------------------------
 
@@ -323,33 +386,8 @@ class LateLabels(LabelSink):
                 attributes = {"model.name": name, "outcome": outcome, "reason": reason}
                 yield Number(instruments.LABELS, count, attributes, self._started_ns)
             yield Number(instruments.LABELS_WAITING, waiting, {"model.name": name})
-            matched = counts["matched", ""]
+            matched = counts["matched", ""] + counts["matched", OFFERED]
             ended = matched + sum(n for (what, _), n in counts.items() if what == "unlabelled")
             if ended:
                 share = matched / ended
                 yield Number(instruments.LABELS_COVERAGE, share, {"model.name": name})
-
-
-def _misformed(label: Label) -> str:
-    if not label.request_id:
-        return "no request id"
-    if len(label.request_id) > REQUEST_ID_MAX:
-        return f"a request id of over {REQUEST_ID_MAX} characters"
-    if not 0 < len(label.values) <= ROWS_MAX:
-        return f"no values, or over {ROWS_MAX}"
-    if any(isinstance(value, float) and not np.isfinite(value) for value in label.values):
-        return "a score that is no number"
-    return ""
-
-
-def _harmed(
-    answers: Mapping[str, Said], right: Mapping[str, list[bool] | None], labels: Sequence[Value],
-    new: str, previous: str,
-) -> tuple[Array, Array]:  # fmt: skip
-    """Harms by row, float64 [rows] each: wrong; of scores, farther from it than the other's."""
-    sides = right[new], right[previous]
-    if sides[0] is None or sides[1] is None:
-        far, near = (np.array(distances(answers[key], labels)) for key in (new, previous))
-        return (far > near).astype(np.float64), (near > far).astype(np.float64)
-    ours, theirs = (1.0 - np.array(side, np.float64) for side in sides)
-    return ours, theirs

@@ -19,8 +19,10 @@ from sidecar.clock import SystemClock
 from sidecar.config import SidecarConfig, load, parse
 from sidecar.control import Connection
 from sidecar.errors import ConfigError, MissingExtraError, Problem, SidecarError
+from sidecar.gateway.page_files import PageFiles, names_of
 from sidecar.gateway.pages import Page
-from sidecar.monitor import priority
+from sidecar.monitor import places, priority
+from sidecar.monitor.health import probed
 from sidecar.monitor.mirror import Stopped
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def _make(
     config: SidecarConfig,
     base_dir: Path,
     source: str,
-    pages: Sequence[Page] = (),
+    pages: Sequence[Page] | PageFiles = (),
     serve_started_ns: int = 0,
 ) -> Monitor:
     try:
@@ -103,7 +105,7 @@ def run(config_path: Path) -> int:
     Raises:
         SidecarError: it could not start.
     """
-    config = load(config_path)
+    config = load(config_path, reader="monitor")
     if not config.monitored:
         message = config.untold or (
             "no variant is a reference, a mirror, a previous version or a candidate, so there is "
@@ -113,11 +115,14 @@ def run(config_path: Path) -> int:
         )
         raise ConfigError(str(config_path), [Problem("monitor", message)])
     logs.configure(config.log)
-    monitor = _make(config, config_path.parent.resolve(), str(config_path))
+    base_dir = config_path.parent.resolve()
+    health = probed(config)
+    pages = PageFiles(places.pages_dir(config, base_dir), names_of(config))
+    monitor = _make(config, base_dir, str(config_path), pages)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: _ask_to_stop(monitor))
     try:
-        bound = monitor.start(config.monitor.grpc, config.monitor.http)
+        bound = monitor.start(config.monitor.grpc, config.monitor.http) | health.watches()
     except Stopped:
         monitor.close()
         return 0
@@ -130,6 +135,7 @@ def run(config_path: Path) -> int:
         logger.info("copy of %s:%s: %s", row["model"], row["variant"], where)
     lines = [f"monitor (gRPC): {bound['grpc']}", f"samples: {bound['socket']}"]
     lines += [f"monitor (HTTP): {bound['http']}"] if "http" in bound else []
+    lines += [f"monitor (health): {bound['health']}"] if "health" in bound else []
     lines += [*monitor.telling.lines(), f"ready: pid {os.getpid()}"]
     print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201 - this is the output
     monitor.run()
@@ -150,6 +156,7 @@ def run_supervised(control_fd: int) -> int:
         base_dir = Path(boot["base_dir"])
         config = parse(boot["tree"], source=boot["source"], base_dir=base_dir)
         logs.configure(config.log)
+        health = probed(config)
         if boot["again"]:
             _be_nice(config)
         pages = map_pages(descriptors, config)
@@ -162,6 +169,7 @@ def run_supervised(control_fd: int) -> int:
         addresses = boot["addresses"]
         # After a restart: where it listened before.
         bound = monitor.start(addresses["grpc"], addresses.get("http") or config.monitor.http)
+        health.watches()
     except Stopped:
         assert monitor is not None
         monitor.close()

@@ -1,9 +1,9 @@
 """The requests' metrics: what the gateway's workers count in shared memory, told as points.
 
-The pages are the supervisor's, so that counts go on whatever becomes of a worker or of the monitor:
-every counter here is cumulative since ``serve`` began, also after a restart of either. What never
-happened has no series, and memory is bounded by the configuration: points are made anew each time,
-and of exemplars there is a fixed number.
+The pages are the supervisor's, or lie in files (``gateway/page_files.py``), so that counts go on
+whatever becomes of a worker or of the monitor: every counter here is cumulative since ``serve``
+began, also after a restart of either. What never happened has no series, and memory is bounded by
+the configuration: points are made anew each time, and of exemplars there is a fixed number.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from exporters import instruments
 from exporters.telemetry.context import SAMPLED, parse
 from exporters.telemetry.model import Exemplar, Histogram, Number, Point
+from sidecar.gateway.page_files import PageFiles
 from sidecar.gateway.pages import (
     BUCKETS_NS,
     OUTCOMES,
@@ -77,21 +78,23 @@ class Measures:
     """Reads the pages, whenever ``points`` is asked for; for any thread.
 
     Args:
-        pages: of all workers; none where the monitor was started alone.
+        pages: of all workers: mapped ones, or files that are read whenever they are asked for.
         config: what they serve: slots are in its order.
-        serve_started_ns: wall clock, when counting began; 0: when the telemetry did.
+        serve_started_ns: wall clock, when counting began; 0: when the telemetry did. (Files say it
+            themselves.)
         shares: a model's version → share as it stands, and whether it was ever changed; ``None``:
             it is as configured.
     """
 
     def __init__(
         self,
-        pages: Sequence[Page],
+        pages: Sequence[Page] | PageFiles,
         config: SidecarConfig,
         serve_started_ns: int = 0,
         shares: Callable[[str], tuple[dict[str, float], bool]] | None = None,
     ) -> None:
-        self._pages = list(pages)
+        self._files = pages if isinstance(pages, PageFiles) else None
+        self._mapped = [] if isinstance(pages, PageFiles) else list(pages)
         self._since_ns = self.since_ns = serve_started_ns
         variants = [(model, variant) for model in config.models for variant in model.variants]
         self._variants = [_attributes(model, variant) for model, variant in variants]
@@ -139,6 +142,7 @@ class Measures:
 
     def points(self) -> Iterator[Point]:
         """Every metric of the requests, as it is now."""
+        pages = self._pages()
         shares = {
             tuple(_attributes(model, variant).values()): share
             for model in self._models
@@ -147,13 +151,21 @@ class Measures:
         for slot, names in enumerate(self._variants):
             if (share := shares.get(tuple(names.values()))) is not None:
                 yield Number(instruments.ROUTE_VERSION, share, names)
-            if self._pages:
-                yield from self._variant(slot, names)
-        if self._pages:
-            yield from self._no_model()
+            if pages:
+                yield from self._variant(pages, slot, names)
+        if pages:
+            yield from self._no_model(pages)
 
-    def _variant(self, slot: int, names: Attributes) -> Iterator[Point]:
-        calls, total = sum_calls(self._pages, slot), sum_slot(self._pages, slot)
+    def _pages(self) -> list[Page]:
+        """As they are now; ``since_ns`` goes with them."""
+        if self._files is None:
+            return self._mapped
+        pages = self._files.read()
+        self._since_ns = self.since_ns = self._files.since_ns
+        return pages
+
+    def _variant(self, pages: list[Page], slot: int, names: Attributes) -> Iterator[Point]:
+        calls, total = sum_calls(pages, slot), sum_slot(pages, slot)
         yield from self._calls(slot, names, calls)
         yield from self._requests(names, calls)
         for stage in STAGES:
@@ -208,27 +220,28 @@ class Measures:
         """Variant → requests that it ended, and those of them that failed by no fault of the caller
         or that a fallback had to answer. Empty without pages."""
         found = {}
-        for slot, names in enumerate(self._variants if self._pages else ()):
+        pages = self._pages()
+        for slot, names in enumerate(self._variants if pages else ()):
             good = bad = 0
-            for (_, error), call in sum_calls(self._pages, slot).items():
+            for (_, error), call in sum_calls(pages, slot).items():
                 if not error:
                     good += sum(call.counts)
                 elif error not in CALLERS_OWN:
                     bad += sum(call.counts)
-            bad += sum_slot(self._pages, slot).counters["fallbacks"]
+            bad += sum_slot(pages, slot).counters["fallbacks"]
             key = f"{names['model.name']}:{names['model.version']}/{names['variant']}"
             found[key] = good + bad, bad
         return found
 
-    def _no_model(self) -> Iterator[Point]:
+    def _no_model(self, pages: list[Page]) -> Iterator[Point]:
         """What got to no model, and what the gateway had to drop."""
-        calls = sum_calls(self._pages, None)
+        calls = sum_calls(pages, None)
         yield from self._calls(None, {}, calls)
         # Refusals are told by the bound that was reached, which the calls do not know.
         known = {key: call for key, call in calls.items() if key[1] != "OverloadedError"}
         yield from self._requests({}, known)
         counters: Counter[str] = Counter()
-        for page in self._pages:
+        for page in pages:
             counters.update(page.server_counters())
         for name, reason in _REFUSED.items():
             if counters[name]:

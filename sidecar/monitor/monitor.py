@@ -17,6 +17,7 @@ from typing import Any
 from sidecar import __version__
 from sidecar.clock import Clock
 from sidecar.config import SidecarConfig, telemetry
+from sidecar.gateway.page_files import PageFiles
 from sidecar.gateway.pages import Page
 from sidecar.monitor import calls_labels, places
 from sidecar.monitor.alert_side import AlertSide
@@ -24,17 +25,18 @@ from sidecar.monitor.budget import TICK_S, AdaptiveRate, Budget, own_cpu_s
 from sidecar.monitor.casebook import open_cases
 from sidecar.monitor.channel import ExchangeListener
 from sidecar.monitor.copies import copies_to_load, loaded_copies
+from sidecar.monitor.coverage import coverage
 from sidecar.monitor.drift_side import DriftSide
 from sidecar.monitor.events import EventLog
-from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.exchange import Exchange
 from sidecar.monitor.exchanges import Item
+from sidecar.monitor.fleet_side import evidence_of, fleet_side
 from sidecar.monitor.flip_budgets import FlipBudgets
 from sidecar.monitor.ingest import Ingest
 from sidecar.monitor.judge import Judge
 from sidecar.monitor.keeper import Keeper
 from sidecar.monitor.labels import LateLabels
-from sidecar.monitor.ledger import Ledger, by_reason
+from sidecar.monitor.ledger import Ledger
 from sidecar.monitor.listeners import Listeners
 from sidecar.monitor.measured_evidence import MeasuredEvidence
 from sidecar.monitor.measures import Measures
@@ -73,7 +75,7 @@ class Monitor:
     ``start`` once, ``run`` until ``stop_requested``, which then stops everything.
 
     Args:
-        pages: the gateway's counts, for reading; none where there is no supervisor.
+        pages: the gateway's counts, for reading.
         serve_started_ns: wall clock, since when they count; 0: not known.
     """
 
@@ -84,7 +86,7 @@ class Monitor:
         source: str,
         clock: Clock,
         *,
-        pages: Sequence[Page] = (),
+        pages: Sequence[Page] | PageFiles = (),
         serve_started_ns: int = 0,
     ) -> None:
         self._config = config
@@ -96,16 +98,29 @@ class Monitor:
         self._socket = places.socket_path(config, base_dir)
         self.stop_requested = threading.Event()
         settings = config.monitor
-        self._evidence = Evidence(f"unsaved-{os.getpid()}", clock)
+        self._evidence = evidence_of(settings.store, clock)
         self._events = EventLog(clock)
-        self._routing = RoutingSide(config, base_dir, self._evidence, clock)
+        self._routing = RoutingSide(
+            config, base_dir, self._evidence, clock, lambda: self._keeper.shared
+        )
         self.measures = Measures(pages, config, serve_started_ns, self._routing.routes.shares)
         self.telling = Telling(telemetry(config), self.measures.exemplar, clock)
         self._drift = DriftSide(config, self._events, self._state_dir, self.telling, clock)
         self._labels = LateLabels(config.models, self._evidence, clock, self._drift.watch.labelled)
         self._keeper = Keeper(
-            self._state_dir, self._evidence, self._events, clock, self._drift.watch, self._labels
+            self._state_dir,
+            self._evidence,
+            self._events,
+            clock,
+            self._drift.watch,
+            self._labels,
+            settings.store,
         )
+        self.fleet = fleet_side(settings.store, self._keeper, clock)
+        if self.fleet is not None:
+            self._routing.join(self.fleet)
+            if any(self._labels.takes(model.name) for model in config.models):
+                self.fleet.every_sync("labels", self._labels.share().sync)
         self.alerts = AlertSide(
             config.alerts, lambda: self._keeper.shared, clock,
             lambda alert: self.rollback.still_stands(alert),  # noqa: PLW0108 - which comes later
@@ -121,13 +136,7 @@ class Monitor:
         self._budget = Budget(self._cpu_s, settings.mirror.cpu_share, clock)
         self._plans: dict[str, ModelPlan] = {}
         self._casebook = open_cases(self._state_dir / "cases", settings.cases, clock)
-        watch = MirrorSpans(self.telling.span, roles_of(config), clock)
-        self._worker = Worker(
-            self._ingest, self._mirror, self._evidence, self._plans, self._casebook, self._budget,
-            noise_rate=settings.mirror.noise_rate, flush_s=settings.flush_s, clock=clock,
-            on_crash=self._on_crash, watch=watch if self.telling.tells_spans else None,
-            drift=self._drift.watch, labels=self._labels,
-        )  # fmt: skip
+        self._worker = self._make_worker()
         self._judge = Judge(self._evidence, self._plans, self._events)
         self._board = StatusBoard(self._evidence, self._judge)
         self._ledger = Ledger(self._evidence)
@@ -144,6 +153,16 @@ class Monitor:
         self._looking = threading.Lock()
         self._listener: ExchangeListener | None = None
         self._thread = threading.Thread(target=self._worker.run, name="worker", daemon=True)
+
+    def _make_worker(self) -> Worker:
+        settings, clock = self._config.monitor, self._clock
+        watch = MirrorSpans(self.telling.span, roles_of(self._config), clock)
+        return Worker(
+            self._ingest, self._mirror, self._evidence, self._plans, self._casebook, self._budget,
+            noise_rate=settings.mirror.noise_rate, flush_s=settings.flush_s, clock=clock,
+            on_crash=self._on_crash, watch=watch if self.telling.tells_spans else None,
+            drift=self._drift.watch, labels=self._labels,
+        )  # fmt: skip
 
     def _listening(self) -> Listeners:
         methods = {
@@ -169,6 +188,8 @@ class Monitor:
         """
         self._drift.start()
         self._keeper.open()
+        if self.fleet is not None:
+            self.fleet.start()  # before copies are loaded: a fresh gateway waits for its route
         self.alerts.start()
         bound = self._listeners.start(grpc_address, http_address)
         # In a thread of its own, so that a signal is heard while a large model loads; and the
@@ -278,6 +299,8 @@ class Monitor:
         self._counts()
         self._drift.close()
         self.alerts.close()
+        if self.fleet is not None:
+            self.fleet.close()
         self._keeper.close()  # before what waits for others
         self.telling.close()
         self._listeners.stop()
@@ -330,6 +353,8 @@ class Monitor:
     def _store_status(self) -> StoreStatus:
         """The store's, with what is wrong with the cases beside it."""
         store = self._keeper.status()
+        if self.fleet is not None:
+            store = replace(store, replicas=self.fleet.alive())
         parts = (store.message, self._casebook.message)
         return replace(store, message="; ".join(part for part in parts if part))
 
@@ -349,23 +374,8 @@ class Monitor:
         return self._ledger.note(taps, own)
 
     def _coverage(self) -> Coverage:
-        counts = self._counts()
-        dropped, not_mirrored = by_reason(counts)
-        settings = self._config.monitor
-        return Coverage(
-            # The taps tell their counts once a second: what has arrived may be ahead of them.
-            sampled=max(counts.get("tap_sampled", 0), counts.get("received", 0)),
-            received=counts.get("received", 0),
-            compared=counts.get("compared", 0),
-            set_aside=counts.get("set_aside", 0),
-            dropped=dict(sorted(dropped.items())),
-            not_mirrored=dict(sorted(not_mirrored.items())),
-            rate=self._rate.rate,
-            cpu_share_used=self._budget.used,
-            queue_bytes=self._ingest.queue_bytes,
-            rate_wanted=self._rate.wanted,
-            cpu_share=settings.mirror.cpu_share,
-            queue_bytes_max=settings.channel.queue_bytes,
+        return coverage(
+            self._counts(), self._config.monitor, self._rate, self._budget, self._ingest
         )
 
     def evidence(self, model: str | None) -> list[EvidenceRow]:

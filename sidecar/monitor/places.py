@@ -13,6 +13,7 @@ from sidecar import route_table
 if TYPE_CHECKING:
     from sidecar.config import SidecarConfig
 
+HOOKS_NAME = "hooks.sock"
 #: What fits into a Unix address; longer paths go by their folder's descriptor.
 _ADDRESS_BYTES_MAX = 107
 
@@ -32,6 +33,19 @@ def socket_path(config: SidecarConfig, base_dir: Path) -> Path:
     """Where the monitor listens for exchanges: as configured, or ``tap.sock`` in the state's."""
     configured = config.monitor.socket
     return state_dir(config, base_dir) / "tap.sock" if configured is None else Path(configured)
+
+
+def hooks_path(config: SidecarConfig, base_dir: Path) -> Path:
+    """Where a drain can be begun (``sidecar/hooks.py``): beside the monitor's socket."""
+    return socket_path(config, base_dir).parent / HOOKS_NAME
+
+
+def pages_dir(config: SidecarConfig, base_dir: Path) -> Path:
+    """Where a gateway in a container of its own keeps its counts: as configured, or ``pages``
+    beside the monitor's socket."""
+    configured = config.monitor.pages
+    beside = socket_path(config, base_dir).parent / "pages"
+    return beside if configured is None else Path(configured)
 
 
 def routes_path(config: SidecarConfig, base_dir: Path) -> Path:

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from sidecar import route_table
@@ -26,11 +27,13 @@ class RouteBook:
 
     Attributes:
         problem: why the table cannot be read; empty: it can.
+        is_there: when it was read last, there was a good one, be it an empty one.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.problem = ""
+        self.is_there = False
 
     def read(self) -> Routes:
         """The table as it is; empty where there is none, or where it is damaged (said once)."""
@@ -42,9 +45,9 @@ class RouteBook:
             problem = f"the route table {self._path} cannot be read: {why}"
             if problem != self.problem:
                 logger.error("%s; gateways go on as they did, a change begins it anew", problem)
-            self.problem = problem
+            self.problem, self.is_there = problem, False
             return {}
-        self.problem = ""
+        self.problem, self.is_there = "", data is not None
         return routes
 
     @contextmanager
@@ -76,7 +79,10 @@ class RouteBook:
             os.close(lock)
 
     def _write(self, routes: Routes) -> None:
-        data = route_table.dump(routes)
+        try:
+            data = route_table.dump(routes)
+        except DamagedError:  # of many models and workers: go without what was counted
+            data = route_table.dump({name: replace(r, since={}) for name, r in routes.items()})
         if self.problem:  # somebody may want to look at it
             kept = self._path.with_name(self._path.name + ".damaged")
             with suppress(OSError):
@@ -94,7 +100,7 @@ class RouteBook:
             os.fsync(folder)  # else a power cut may undo the renaming
         finally:
             os.close(folder)
-        self.problem = ""
+        self.problem, self.is_there = "", True
 
     def _failed(self, error: Exception) -> UnavailableError:
         why = error.strerror if isinstance(error, OSError) else str(error)

@@ -13,15 +13,18 @@ from sidecar.clock import Clock
 from sidecar.config import ModelConfig, SidecarConfig
 from sidecar.errors import InvalidRequestError, NotFoundError
 from sidecar.monitor.route_book import RouteBook
-from sidecar.monitor.routed_frames import ModelRouted
+from sidecar.monitor.route_fleet import RouteFleet
+from sidecar.monitor.route_replicas import ReplicaRoute, RouteReplicas
 from sidecar.monitor.routing import Probe, RouteConflictError, RouteView
 from sidecar.monitor.worker_routes import WorkerRoutes
-from sidecar.route_table import DamagedError, Route
+from sidecar.route_table import Route
 
 logger = logging.getLogger("sidecar.monitor.routes")
 
 _REASON_MAX = 1000
 _WEIGHT_MAX = 1e9
+#: The workers' counts are about a second old, and told once a second.
+_AGE_S = 3.0
 
 #: What had been counted of a model so far, as JSON values.
 Since = Callable[[str], dict[str, Any]]
@@ -50,6 +53,13 @@ class RouteSide:
         self._book = RouteBook(path)
         self._clock = clock
         self._since = since
+        self._fleet: RouteFleet | None = None
+        self._replicas: RouteReplicas | None = None
+        self._sync_s = 0.0
+
+    def share(self, fleet: RouteFleet, replicas: RouteReplicas, sync_s: float) -> None:
+        """The routes are those of all replicas; before anything else is called."""
+        self._fleet, self._replicas, self._sync_s = fleet, replicas, sync_s
 
     def routes(self) -> list[RouteView]:
         """All models' routes."""
@@ -75,20 +85,22 @@ class RouteSide:
         """See ``Routes.set``."""
         config = self._model(model)
         _check(config, shares)
-        with self._book.changing() as table:
-            before = table.get(model)
+        since = self._since(model)
+
+        def change(before: Route | None) -> Route:
             revision, _ = self._now(config, before)
             if expected is not None and expected != revision:
                 raise _conflict(model, expected, revision, before)
-            route = Route(
+            return Route(
                 revision + 1, route_table.normal(shares), by,
-                reason.strip()[:_REASON_MAX], self._clock.now_ns(), self._since(model),
+                reason.strip()[:_REASON_MAX], self._clock.now_ns(), since,
             )  # fmt: skip
-            table[model] = route
-            try:
-                route_table.dump(table)
-            except DamagedError:  # of many models and workers: go without what was counted
-                table.update({name: _bare(each) for name, each in table.items()})
+
+        if self._fleet is not None:
+            route = self._fleet.change(model, self._book.read().get(model), change)
+        else:
+            with self._book.changing() as table:
+                route = table[model] = change(table.get(model))
         why = f"{by}: {reason}" if reason else by
         text = route_table.words(route.shares)
         logger.warning("%s is routed %s (revision %d, by %s)", model, text, route.revision, why)
@@ -97,12 +109,20 @@ class RouteSide:
     def probe(self, model: str, version: str, timeout_s: float) -> Probe:
         """See ``Routes.probe``."""
         self._model(model)
+        if self._replicas is not None:
+            return self._replicas.probe(model, version, timeout_s)
         return self._workers.probe(model, version, timeout_s)
 
     def observed(self, model: str) -> dict[str, int]:
         """See ``Routes.observed``."""
         self._model(model)
+        if self._replicas is not None:
+            return self._replicas.answered(model)
         return {version: counts.answered for version, counts in self._workers.counts(model).items()}
+
+    def age_s(self) -> float:
+        """See ``Routes.age_s``."""
+        return _AGE_S + 2 * self._sync_s
 
     def shares(self, model: str) -> tuple[dict[str, float], bool]:
         """Version → share as it stands, for metrics; and whether it was ever changed."""
@@ -125,8 +145,10 @@ class RouteSide:
         versions = list(route_table.answering(model))
         revision, wanted = self._now(model, route)
         shares, note = route_table.resolve(wanted, route_table.configured(model), versions)
-        following = self._workers.following(model.name)
-        applied = [each for each in following if each is not None and each.revision == revision]
+        own = self._own(model.name, revision, note)
+        others = [] if self._replicas is None else self._replicas.others(model.name)
+        # One at another revision has not heard of this one yet, or is ahead of us.
+        at_it = [each for each in (own, *others) if each.revision == revision]
         return RouteView(
             model=model.name,
             revision=revision,
@@ -135,12 +157,32 @@ class RouteSide:
             by="config" if wanted is None else wanted.by,
             reason="" if wanted is None else wanted.reason,
             changed_wall_ns=0 if wanted is None else wanted.changed_wall_ns,
-            workers=len(following),
-            applied=len(applied),
+            workers=sum(each.workers for each in (own, *others)),
+            applied=sum(each.applied for each in at_it),
             candidates=[v for v in route_table.candidates(model) if v not in shares],
             versions=versions,
-            problem=self._problem(note, applied),
+            problem=_problem(own, others),
+            replicas=0 if self._replicas is None else 1 + len(others),
+            replicas_applied=sum(each.applied == each.workers for each in at_it if self._replicas),
         )
+
+    def own(self, model: str) -> ReplicaRoute:
+        """How this replica's own workers follow a route, to be told to the others."""
+        config = self._models[model]
+        revision, wanted = self._now(config, self._book.read().get(model))
+        there = route_table.answering(config)
+        _, note = route_table.resolve(wanted, route_table.configured(config), there)
+        return self._own(model, revision, note)
+
+    def _own(self, model: str, revision: int, note: str) -> ReplicaRoute:
+        following = self._workers.following(model)
+        applied = [each for each in following if each is not None and each.revision == revision]
+        said = [note, self._book.problem, *self._workers.problems()]
+        said += [each.note for each in applied]
+        if self._fleet is not None:
+            said.append(self._fleet.problem)
+        problem = "; ".join(dict.fromkeys(text for text in said if text))
+        return ReplicaRoute("", revision, len(following), len(applied), problem)
 
     def _now(self, model: ModelConfig, route: Route | None) -> tuple[int, Route | None]:
         """Revision and route as they stand: as the table says, or, where it was lost or damaged, as
@@ -151,16 +193,12 @@ class RouteSide:
             return latest.revision, Route(latest.revision, latest.shares, "", "", 0)
         return (0, None) if route is None else (route.revision, route)
 
-    def _problem(self, note: str, applied: Sequence[ModelRouted]) -> str:
-        said = [note, self._book.problem, *self._workers.problems()]
-        said += [each.note for each in applied]
-        return "; ".join(dict.fromkeys(text for text in said if text))
 
-
-def _bare(route: Route) -> Route:
-    return Route(
-        route.revision, route.shares, route.by, route.reason, route.changed_wall_ns
-    )  # fmt: skip
+def _problem(own: ReplicaRoute, others: Sequence[ReplicaRoute]) -> str:
+    # What all have in common is said once.
+    of_others = [o for o in others if o.problem not in {"", own.problem}]
+    said = [own.problem, *(f"replica {o.name}: {o.problem}" for o in of_others)]
+    return "; ".join(text for text in said if text)
 
 
 def _check(model: ModelConfig, shares: Mapping[str, float]) -> None:

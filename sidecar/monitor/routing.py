@@ -18,11 +18,14 @@ class RouteView:
         sticky: the metadata key, or empty.
         by: who changed it (``config``, ``operator``, ``rollback``), and ``reason``: in words.
         changed_wall_ns: 0: never.
-        workers: gateway workers that are connected; ``applied``: of them, at this revision.
+        workers: gateway workers that are connected, over all replicas; ``applied``: of them, at
+            this revision.
         candidates: versions that are held warm and answer nobody until they are promoted.
         versions: those that can be given a share.
         problem: what keeps workers from following it as it was set, or the table from being read;
             empty: nothing.
+        replicas: monitors that share the route and live; 0: it is this pod's alone.
+        replicas_applied: of them, those all of whose workers are at this revision.
     """
 
     model: str
@@ -37,6 +40,8 @@ class RouteView:
     candidates: list[str] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
     problem: str = ""
+    replicas: int = 0
+    replicas_applied: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +49,14 @@ class Probe:
     """Whether a version answers at the very copies that would serve it.
 
     Attributes:
-        ok: every connected worker's copy answered a request just now.
+        ok: every connected worker's copy, at every replica, answered a request just now.
         text: why not, or how it was.
+        unheard: nothing speaks against it, but not all could be asked: ask again.
     """
 
     ok: bool
     text: str
+    unheard: bool = False
 
 
 class RouteConflictError(ConflictError):
@@ -84,6 +91,7 @@ class Routes(Protocol):
         Raises:
             NotFoundError, InvalidRequestError: no such model or version, or no sensible shares.
             RouteConflictError: it is not at ``expected``.
+            UnavailableError: it cannot be written, or not where all replicas read it.
         """
         ...
 
@@ -94,6 +102,11 @@ class Routes(Protocol):
     def observed(self, model: str) -> dict[str, int]:
         """Version → requests answered so far by default routing and otherwise, over all workers.
 
-        From the workers' own counts, so it is about a second old.
+        From the workers' own counts, so it is about a second old, and of other replicas as old as
+        ``age_s`` says.
         """
+        ...
+
+    def age_s(self) -> float:
+        """After so long counts hold what had been answered when they were first asked for."""
         ...

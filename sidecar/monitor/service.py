@@ -46,6 +46,8 @@ from sidecar.protocol.status import client_message, status_of
 logger = logging.getLogger(__name__)
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["Monitor"].full_name
+#: In the trailing metadata of every error that comes from the monitor itself.
+SAID = "x-sidecar-monitor"
 
 #: Streams of verdicts at a time; each holds a thread.
 WATCHERS_MAX = 16
@@ -347,6 +349,8 @@ def _parse(kind: Any, body: bytes) -> Any:
 
 def _abort(context: grpc.ServicerContext, error: Exception) -> bytes:
     """End a call with the status and message of an error; always raises."""
+    # So that what the monitor says can be told from a monitor that is not there (UNAVAILABLE).
+    context.set_trailing_metadata(((SAID, "1"),))
     if isinstance(error, RouteConflictError):  # it is there, but not as the caller knows it
         context.abort(grpc.StatusCode.ABORTED, client_message(error))
     elif isinstance(error, RequestError):

@@ -113,7 +113,7 @@ def size_bytes(path: Path) -> int:
     return total
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """The database's own words, without the statement and the link to a manual."""
     origin = getattr(error, "orig", None)
     text = str(origin if origin is not None else getattr(error, "strerror", None) or error)

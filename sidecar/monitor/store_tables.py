@@ -7,7 +7,6 @@ databases keep it to the letter, while PostgreSQL's own JSON type refuses infini
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,7 +49,7 @@ METADATA = sa.MetaData()
 KEY = ("model", "candidate", "baseline", "output", "metric", "policy", "block")
 
 
-def _counted(name: str, value: str) -> sa.Table:
+def _counted(name: str, value: str, *more: sa.Column[Any]) -> sa.Table:
     texts = (sa.Column(part, sa.Text, primary_key=True) for part in KEY[:-1])
     return sa.Table(
         name,
@@ -60,15 +59,46 @@ def _counted(name: str, value: str) -> sa.Table:
         sa.Column("incarnation", sa.Text, primary_key=True),
         sa.Column(value, Json, nullable=False),
         sa.Column("updated_ns", sa.BigInteger, nullable=False),
-        # PostgreSQL: the transaction that wrote the row last, so that whoever reads again reads
-        # what is new. SQLite: 0.
-        sa.Column("written", sa.BigInteger, nullable=False, default=0, server_default="0"),
-        sa.Index(f"{name}_by_written", "written"),
+        *more,
     )
 
 
+def _number(name: str) -> sa.Column[Any]:
+    return sa.Column(name, sa.BigInteger, nullable=False, default=0, server_default="0")
+
+
 EVIDENCE = _counted("evidence", "cells")
-SKETCHES = _counted("sketches", "plain")
+#: ``seq``: which flush of its incarnation wrote the row last (``lives``); SQLite: 0.
+SKETCHES = _counted("sketches", "plain", _number("seq"))
+sa.Index("sketches_by_seq", SKETCHES.c.incarnation, SKETCHES.c.seq)
+#: PostgreSQL: who counts. Each flush of an incarnation takes the next ``seq``, with its row locked:
+#: so whoever has read up to one of them has read all that is older. ``epoch`` is another one when
+#: all of it was written again; ``folded``: its counts are part of ``past`` now.
+LIVES = sa.Table(
+    "lives",
+    METADATA,
+    sa.Column("incarnation", sa.Text, primary_key=True),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("folded", sa.Boolean, nullable=False),
+    sa.Column("since_ns", sa.BigInteger, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("version", sa.Text, nullable=False),
+)
+#: PostgreSQL: the counts of a pair's stretch in one incarnation, all in one row (``packs.py``).
+PACKS = sa.Table(
+    "packs",
+    METADATA,
+    *(sa.Column(part, sa.Text, primary_key=True) for part in KEY[:3]),
+    sa.Column("block", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("incarnation", sa.Text, primary_key=True),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("layout_id", sa.Text, nullable=False),
+    sa.Column("layout", sa.Text, nullable=False),
+    sa.Column("counts", sa.LargeBinary, nullable=False),
+    sa.Column("updated_ns", sa.BigInteger, nullable=False),
+)
+sa.Index("packs_by_seq", PACKS.c.incarnation, PACKS.c.seq)
 CERTIFICATES = sa.Table(
     "certificates",
     METADATA,
@@ -225,13 +255,13 @@ sa.Index("labels_offered_by_written", LABELS_OFFERED.c.written)
 
 def evidence_values(row: EvidenceRow) -> dict[str, Any]:
     """A row of counts as one of its table."""
-    life = {"incarnation": row.incarnation, "updated_ns": row.updated_ns, "written": 0}
+    life = {"incarnation": row.incarnation, "updated_ns": row.updated_ns}
     return {**asdict(row.key), **life, "cells": row.cells}
 
 
-def sketch_values(row: SketchRow) -> dict[str, Any]:
+def sketch_values(row: SketchRow, seq: int = 0) -> dict[str, Any]:
     """A sketch as a row of its table."""
-    life = {"incarnation": row.incarnation, "updated_ns": row.updated_ns, "written": 0}
+    life = {"incarnation": row.incarnation, "updated_ns": row.updated_ns, "seq": seq}
     return {**asdict(row.key), **life, "plain": row.plain}
 
 
@@ -245,6 +275,28 @@ def remark_of(row: sa.RowMapping) -> tuple[EvidenceKey, Remark]:
     """The inverse of ``remark_values``."""
     key = EvidenceKey(**{part: row[part] for part in (*KEY[:4], "policy")})
     return key, Remark.from_plain(row["plain"])
+
+
+def merge_remarks(
+    connection: sa.Connection, values: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Remarks as rows, each merged with what is there, which stays locked until they are written.
+
+    In the order of keys, so that no two wait for each other; each is made first where there is
+    none, for what does not exist cannot be locked.
+    """
+    parts = (*KEY[:4], "policy")
+    merged = []
+    for value in sorted(values, key=lambda one: tuple(one[part] for part in parts)):
+        nothing = {**value, "plain": Remark().to_plain()}
+        made = postgresql.insert(REMARKS).values(**nothing).on_conflict_do_nothing()
+        connection.execute(made)
+        mine = [REMARKS.c[part] == value[part] for part in parts]
+        statement = sa.select(REMARKS.c.plain).where(*mine).with_for_update()
+        there = Remark.from_plain(connection.execute(statement).scalar_one() or {})
+        there.merge(Remark.from_plain(value["plain"]))
+        merged.append({**value, "plain": there.to_plain()})
+    return merged
 
 
 def make_engine(path: Path) -> sa.Engine:
@@ -268,34 +320,13 @@ def make_engine(path: Path) -> sa.Engine:
     return engine
 
 
-class NewerSchemaError(Exception):
-    """The database has a revision that this release does not know; the text names it."""
-
-
-def migrate(connection: sa.Connection) -> None:
-    """Bring the tables to this release's revision, within the connection's transaction.
-
-    Raises:
-        NewerSchemaError: a later release wrote it.
-    """
-    from alembic import command
-    from alembic.config import Config
-    from alembic.runtime.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-
-    config = Config()
-    folder = importlib.resources.files("sidecar.monitor.migrations")
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    scripts = ScriptDirectory.from_config(config)
-    head = scripts.get_current_head()
-    current = MigrationContext.configure(connection).get_current_revision()
-    if current == head:
-        return
-    if current is not None and current not in {item.revision for item in scripts.walk_revisions()}:
-        message = f"revision {current}, while this release knows up to {head}"
-        raise NewerSchemaError(message)
-    command.upgrade(config, "head")
+def now_ns(dialect: sa.Dialect) -> sa.ColumnElement[int]:
+    """The database's own clock at this moment, nanoseconds since the Unix epoch."""
+    if dialect.name == "postgresql":
+        seconds = sa.func.extract("epoch", sa.func.clock_timestamp())
+        return sa.cast(seconds * 1_000_000_000, sa.BigInteger)
+    days = sa.func.julianday("now") - 2440587.5
+    return sa.cast(days * 86_400_000_000_000, sa.BigInteger)
 
 
 def upsert(

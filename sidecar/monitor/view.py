@@ -188,12 +188,19 @@ class StoreStatus:
     Attributes:
         message: what happened to it (moved aside, a full disk), empty when nothing did.
         bytes: on disk.
+        shared: the database that all replicas share: host, port and name; empty: there is none.
+        shared_ok: it was written the last time; ``shared_message`` says what is wrong with it.
+        replicas: incarnations of all that are alive, this one too.
     """
 
     path: str
     ok: bool
     message: str
     bytes: int
+    shared: str = ""
+    shared_ok: bool = False
+    shared_message: str = ""
+    replicas: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,10 @@ class WorkerRoutes:
                 if model in routed.models
             }
 
+    def is_whole(self, model: str) -> bool:
+        """See ``compare_versions.Counted``: these are all gateway workers there are."""
+        return True
+
     def counts(self, model: str) -> dict[str, VersionCounts]:
         """Version → what was counted, over all workers."""
         found: dict[str, list[VersionCounts]] = {}

@@ -26,6 +26,7 @@ from tests.benchmarks import (
     rollback_check,
     rollback_service,
     rollback_simulation,
+    rolling_restarts,
     throughput,
 )
 from tests.benchmarks.tools import Row
@@ -50,6 +51,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "rollback-check": rollback_check.rollback_check,
     "rollback-service": rollback_service.rollback_service,
     "rollback-simulation": rollback_simulation.rollback_simulation,
+    "rolling-restarts": rolling_restarts.rolling_restarts,
     "restarts": lambda rounds: behaviour.restarts(4 * rounds),
 }
 

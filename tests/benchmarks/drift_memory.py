@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 
 from sidecar.config import ModelConfig
+from sidecar.launching import worker_environment
 from sidecar.monitor import drift_calibrate, drift_reference
 from sidecar.monitor.drift_collect import Collector
 from sidecar.monitor.drift_columns import columns_of
@@ -24,7 +25,6 @@ from sidecar.monitor.drift_reference import RegisteredReference
 from sidecar.monitor.drift_watch import DriftWatch
 from sidecar.monitor.events import EventLog
 from sidecar.monitor.store import Store
-from sidecar.supervisor import worker_environment
 from tests.monitor.making import Clock, model
 
 if TYPE_CHECKING:  # what it imports is not the monitor's memory

@@ -169,7 +169,7 @@ def sidecar(model: Path, **settings: object) -> Iterator[Address]:
             yield address
         finally:
             process.send_signal(signal.SIGTERM)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
             process.communicate()
 
 

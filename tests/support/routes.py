@@ -73,6 +73,9 @@ class RouteTable:
         self.route(model)
         return dict(self.counts)
 
+    def age_s(self) -> float:
+        return 3.0
+
     def serve(self, count: int) -> None:
         """Requests that name no version come, and go where the route says (not to shares of 0)."""
         for version, share in self.view.shares.items():

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 
 from sidecar.clock import Clock
-from sidecar.errors import RequestError
+from sidecar.errors import RequestError, UnavailableError
 from sidecar.monitor.actions.base import Outcome, Request, Result
 from sidecar.monitor.actions.traffic import Traffic
 from sidecar.monitor.routing import RouteConflictError, Routes, RouteView
@@ -62,13 +62,16 @@ class SwitchAction:
         if route.workers == 0:
             return Result(Outcome.RETRY, f"{request.model}: no gateway worker is connected")
         probe = self._routes.probe(request.model, request.previous_version, _PROBE_S)
+        if probe.unheard:
+            return Result(Outcome.RETRY, f"{request.model}: {probe.text}")
         if not probe.ok:
             text = f"version {request.previous_version} does not answer at the copies that would "
             return Result(Outcome.BLOCKED, f"{text}serve it: {probe.text}")
         self._checked[request.decision_id] = route.revision
         while len(self._checked) > _REMEMBERED_MAX:
             del self._checked[next(iter(self._checked))]
-        text = f"version {request.previous_version} answers at every worker: {probe.text}"
+        where = "every worker of every replica" if route.replicas else "every worker"
+        text = f"version {request.previous_version} answers at {where}: {probe.text}"
         return Result(Outcome.DONE, text, {"revision": str(route.revision)})
 
     def _perform(self, request: Request) -> Result:
@@ -120,7 +123,10 @@ class SwitchAction:
         if route.workers == 0:
             return Result(Outcome.RETRY, f"{request.model}: no gateway worker is connected")
         applied = f"{route.applied} of {route.workers} workers apply revision {route.revision}"
-        if route.applied < route.workers or route.problem:
+        if route.replicas:
+            applied += f", at {route.replicas_applied} of {route.replicas} replicas"
+        behind = route.applied < route.workers or route.replicas_applied < route.replicas
+        if behind or route.problem:
             self._traffic.forget(request)
             return Result(Outcome.RETRY, f"{applied}: {route.problem}".removesuffix(": "))
         seen = self._traffic.moved(request, applied="all workers apply the route")
@@ -177,8 +183,11 @@ def _unfit(route: RouteView, request: Request) -> Result | None:
 
 
 def _said(call: Callable[[], Result]) -> Result:
-    """What the route table refuses is a result: a model or version that is gone."""
+    """What the route table refuses is a result: a model or version that is gone. One that cannot be
+    written now (the replicas' database is away) may be written later."""
     try:
         return call()
+    except UnavailableError as error:
+        return Result(Outcome.RETRY, str(error))
     except RequestError as error:
         return Result(Outcome.BLOCKED, str(error))

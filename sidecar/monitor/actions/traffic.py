@@ -8,9 +8,6 @@ from sidecar.clock import Clock
 from sidecar.monitor.actions.base import Outcome, Request, Result
 from sidecar.monitor.routing import Routes
 
-#: The workers' counts are about a second old: what was answered before a change may be counted
-#: after it. So long without any request, and there is none to be seen.
-_SETTLED_S = 3.0
 _REMEMBERED_MAX = 64
 
 
@@ -55,7 +52,9 @@ class Traffic:
         since = {key: n - first.counts.get(key, 0) for key, n in counts.items()}
         new, previous = since.get(request.new_version, 0), since.get(request.previous_version, 0)
         details = {"requests_new": str(new), "requests_previous": str(previous)}
-        settled = bool(applied) and now_ns - first.at_ns >= _SETTLED_S * 1e9
+        # What was answered before the change may be counted after it. So long without any request,
+        # and there is none to be seen.
+        settled = bool(applied) and now_ns - first.at_ns >= self._routes.age_s() * 1e9
         if new == 0 and previous > 0:
             text = f"{previous} requests since: all to version {request.previous_version}, none to "
             return Result(Outcome.DONE, f"{text}{request.new_version}", details)

@@ -53,7 +53,10 @@ class Counted:
                 changed.add(sides)
                 series = self._of[sides].setdefault((key.metric, key.output, key.policy), {})
                 cells = self._evidence.cells(key)
-                series[key.block] = [cells.get(name, 0.0) for name in CELLS]
+                if cells:
+                    series[key.block] = [cells.get(name, 0.0) for name in CELLS]
+                else:  # joined to an older stretch
+                    series.pop(key.block, None)
         for sides in changed:
             self._revision[sides] += 1
 

@@ -1,0 +1,159 @@
+"""The fleet's thread: everything that a monitor does with the database that all replicas share.
+
+Nothing else waits for that database. One round every ``sync_s``: write what was counted here, say
+that this monitor lives, read what the others have counted, then the steps that others registered.
+What fails is said once, and tried again in the next round; it keeps nothing else from being done.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sidecar.clock import Clock
+from sidecar.monitor.evidence import Evidence
+from sidecar.monitor.evidence_shared import SharedEvidence
+from sidecar.monitor.keeper import Keeper
+from sidecar.monitor.replicas import Replica, Replicas
+from sidecar.monitor.rows import StoreError
+
+if TYPE_CHECKING:
+    from sidecar.config_monitor import StoreConfig
+    from sidecar.monitor.store import Store
+
+logger = logging.getLogger("sidecar.monitor.fleet")
+
+#: How long ``close`` waits for the last round.
+_END_WITHIN_S = 2.5
+
+#: Who was not heard of for so long is not shown as alive.
+_ALIVE_S, _ALIVE_SYNCS = 10.0, 5
+
+Step = Callable[["Store"], None]
+
+
+class FleetSide:
+    """The thread, and who is registered with it.
+
+    Attributes:
+        replicas: who else is there.
+    """
+
+    def __init__(self, settings: StoreConfig, keeper: Keeper, clock: Clock) -> None:
+        self.replicas = Replicas(keeper.incarnation, clock)
+        self._settings = settings
+        self._keeper = keeper
+        self._clock = clock
+        self._steps: list[tuple[str, Step]] = []
+        self._last: list[tuple[str, Step]] = []
+        self._failing: dict[str, str] = {}
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="fleet", daemon=True)
+
+    def alive(self) -> tuple[str, ...]:
+        """Incarnations of all that are alive, as far as known here."""
+        within_s = max(_ALIVE_S, _ALIVE_SYNCS * self._settings.sync_s)
+        return tuple(one.incarnation for one in self.replicas.alive(within_s))
+
+    def others(self) -> list[Replica]:
+        """All that are alive but this one, as far as known here."""
+        within_s = max(_ALIVE_S, _ALIVE_SYNCS * self._settings.sync_s)
+        alive = self.replicas.alive(within_s)
+        return [one for one in alive if one.incarnation != self.replicas.incarnation]
+
+    def every_sync(self, name: str, step: Step) -> None:
+        """Have something done in each round, after evidence was written and read; before ``start``.
+
+        Not called while the database cannot be reached.
+        """
+        self._steps.append((name, step))
+
+    def at_end(self, name: str, step: Step) -> None:
+        """Have something done at a clean end, after evidence was written; before ``start``."""
+        self._last.append((name, step))
+
+    def start(self) -> None:
+        """Begin with the rounds; returns at once, whether or not there is a database."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what is left, say good-bye, close; bounded, whatever the database does."""
+        self._ending.set()
+        if self._thread.ident is None:
+            return
+        self._thread.join(_END_WITHIN_S)
+        if self._thread.is_alive():
+            logger.error("the shared store does not answer: what it lacks is lost with this life")
+
+    def sync(self) -> bool:
+        """One round; ``False``: the database cannot be reached."""
+        store = self._keeper.open_shared()
+        if store is None:
+            return False
+        done = self._do("evidence", self._keeper.sync, store)
+        done = self._do("heartbeat", self.replicas.beat, store) and done
+        if not done:
+            return False
+        for name, step in self._steps:
+            self._do(name, step, store)
+        return True
+
+    def _run(self) -> None:
+        due_ns = self._clock.monotonic_ns()
+        while not self._ending.wait(max(0.0, (due_ns - self._clock.monotonic_ns()) / 1e9)):
+            # One that is late is not made up for: the next one says all of it.
+            due_ns = max(due_ns, self._clock.monotonic_ns()) + int(self._settings.sync_s * 1e9)
+            self.sync()
+        self._end()
+
+    def _end(self) -> None:
+        store = self._keeper.open_shared()
+        if store is not None:
+            if self._do("evidence", self._keeper.sync, store):
+                for name, step in self._last:
+                    self._do(name, step, store)
+                self._do("heartbeat", self.replicas.leave, store)
+            self._keeper.close_shared()
+
+    def _do(self, name: str, step: Step, store: Store) -> bool:
+        try:
+            step(store)
+        except StoreError as error:
+            self._failed(name, str(error))
+        except Exception as error:  # a mistake in one step is not the others' loss
+            if name not in self._failing:
+                logger.exception("the fleet's step %s failed", name)
+            self._failing[name] = str(error)
+        else:
+            if self._failing.pop(name, None) is not None:
+                logger.info("the fleet's step %s goes on", name)
+            return True
+        return False
+
+    def _failed(self, name: str, text: str) -> None:
+        if name not in self._failing:  # once, not every second
+            logger.error("the fleet's step %s cannot be done: %s", name, text)
+        self._failing[name] = text
+
+
+def evidence_of(settings: StoreConfig | None, clock: Clock) -> Evidence:
+    """The evidence of one monitor alone, or of one of several."""
+    name = f"unsaved-{os.getpid()}"
+    return Evidence(name, clock) if settings is None else SharedEvidence(name, clock)
+
+
+def fleet_side(settings: StoreConfig | None, keeper: Keeper, clock: Clock) -> FleetSide | None:
+    """The fleet's part of a monitor; ``None``: it is alone.
+
+    Raises:
+        ConfigError: the URL cannot be read. MissingExtraError: psycopg is not installed.
+    """
+    if settings is None:
+        return None
+    from sidecar.monitor.database_postgres import PostgresDatabase
+
+    PostgresDatabase(settings)  # what is wrong with the settings is said before anything starts
+    return FleetSide(settings, keeper, clock)
