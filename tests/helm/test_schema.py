@@ -9,7 +9,6 @@ from typing import Any
 
 import jsonschema
 import pytest
-import yaml
 
 from sidecar.config import json_schema
 from tests.helm.test_pod import values
@@ -148,10 +147,26 @@ def damaged(tree: Any, place: tuple[Any, ...], damage: str) -> Any:
     return copied
 
 
-@pytest.mark.parametrize("name", ["secrets", "fleet"])
-def test_it_judges_as_the_configurations_own_schema_does(name: str):
-    text = (helm.CI / f"{name}-values.yaml").read_text(encoding="utf-8")
-    config = yaml.safe_load(text)["config"]
+#: One of each form that the two schemas write otherwise: a choice by kind, something or null.
+FORMS = {
+    "models": [
+        {
+            "name": "digits",
+            "default_version": 2,
+            "variants": [
+                {"name": "a", "version": 2, "roles": ["serving"],
+                 "runtime": {"kind": "remote", "address": "a:1"}},
+            ],
+        }
+    ],
+    "gateway": {"http": {"max_body_bytes": 4096}, "default_timeout_s": 2},
+    "monitor": {"store": {"sync_s": 2}},
+    "alerts": {"channels": [{"kind": "slack", "url": "${URL}"}]},
+}  # fmt: skip
+
+
+def test_it_judges_as_the_configurations_own_schema_does():
+    config = FORMS
     built = chart_schema.build()
     ours = jsonschema.Draft7Validator({**built["$defs"]["SidecarConfig"], "$defs": built["$defs"]})
     own_schema = json_schema()
@@ -167,5 +182,4 @@ def test_it_judges_as_the_configurations_own_schema_does(name: str):
         tree = damaged(config, place, damage)
         judged[own.is_valid(tree)] += 1
         assert ours.is_valid(tree) == own.is_valid(tree), (place, damage)
-    assert judged[True] > 2
-    assert judged[False] > 10
+    assert min(judged.values()) > 3

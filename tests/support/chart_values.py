@@ -47,10 +47,11 @@ def values() -> list[Value]:
     """
     commented = _comments(VALUES.read_text(encoding="utf-8"))
     paths = list(commented)
+    defaults = tree()
     return [
         Value(
             path=path,
-            default=_at(tree(), path),
+            default=_at(defaults, path),
             comment=comment,
             is_group=any(other.startswith(f"{path}.") for other in paths),
         )
