@@ -84,8 +84,9 @@ def grpc_credentials(config: ServerTlsConfig, path: str) -> grpc.ServerCredentia
     def load() -> grpc.ServerCertificateConfiguration:
         return _configuration(config, path)
 
-    def renewed() -> grpc.ServerCertificateConfiguration | None:
-        return renewal.renewed(load)
+    def renewed() -> grpc.ServerCertificateConfiguration:
+        # None, which gRPC takes for "as before", is not in its types.
+        return renewal.renewed(load)  # type: ignore[return-value]
 
     return grpc.dynamic_ssl_server_credentials(
         load(), renewed, require_client_authentication=config.client_ca is not None
@@ -121,7 +122,7 @@ def http_context(config: ServerTlsConfig, path: str) -> ssl.SSLContext:
             connection.context = latest
 
     # Called for each connection as it begins, whether it names a host or not.
-    first.sni_callback = choose  # type: ignore[assignment]
+    first.sni_callback = choose
     return first
 
 

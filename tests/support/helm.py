@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -99,6 +100,18 @@ def render(
             *(part for setting in settings for part in ("--set", setting)),
             *(part for api in apis for part in ("--api-versions", api)),
         )  # fmt: skip
+
+
+def notes(values: Path | dict[str, Any], *, kubernetes: str = KUBERNETES[-1]) -> str:
+    """NOTES.txt as `helm install` would show it; Helm itself shows it only beside a cluster."""
+    with tempfile.TemporaryDirectory() as folder:
+        chart = shutil.copytree(CHART, Path(folder) / "chart")
+        (chart / "templates" / "NOTES.txt").rename(chart / "notes.tpl")
+        (chart / "templates" / "shown.yaml").write_text(
+            'kind: Notes\ntext: {{ tpl (.Files.Get "notes.tpl") . | toJson }}\n', encoding="utf-8"
+        )
+        found = objects(render(values, kubernetes=kubernetes, chart=chart))
+    return str(the(found, "Notes")["text"])
 
 
 def objects(text: str) -> list[Object]:

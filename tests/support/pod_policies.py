@@ -29,11 +29,14 @@ _READ_ONLY = ("sidecar-config", "sidecar-models", "sidecar-tls", "sidecar-token"
 
 
 def pods(objects: list[Object]) -> list[Object]:
-    """The pods' specs of everything that makes some."""
-    return [
+    """The pods' specs of everything that makes some; KServe's is a predictor's, its own aside."""
+    found = [
         item["spec"]["template"]["spec"]
         for item in objects
         if "template" in item.get("spec", {}) and "spec" in item["spec"]["template"]
+    ]
+    return found + [
+        item["spec"]["predictor"] for item in objects if item["kind"] == "InferenceService"
     ]
 
 
