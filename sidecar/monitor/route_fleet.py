@@ -8,7 +8,7 @@ and never to serve by one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,7 +111,7 @@ class RouteFleet:
             self._unwritten = ""
 
     @staticmethod
-    def _differs(table: dict[str, Route], model: str, route: Route) -> bool:
+    def _differs(table: Mapping[str, Route], model: str, route: Route) -> bool:
         """Whether the database's route is to be written over what the table has."""
         mine = table.get(model)
         same = mine is not None and replace(mine, since=route.since) == route
