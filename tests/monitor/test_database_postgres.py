@@ -18,6 +18,7 @@ from alembic.migration import MigrationContext
 from sidecar.clock import SystemClock
 from sidecar.config_monitor import StoreConfig
 from sidecar.errors import ConfigError
+from sidecar.monitor import pool_tables
 from sidecar.monitor import store_tables as tables
 from sidecar.monitor.replicas import Replicas
 from sidecar.monitor.rows import EvidenceKey, Remark
@@ -54,6 +55,7 @@ def test_the_migrations_make_the_tables_that_the_code_knows(store, database_url)
     engine = sa.create_engine(database_url.replace("postgresql:", "postgresql+psycopg:"))
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert pool_tables.RESTS.metadata is tables.METADATA  # all of them are in one
         assert compare_metadata(context, tables.METADATA) == []
     engine.dispose()
 

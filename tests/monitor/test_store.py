@@ -21,6 +21,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy.dialects import postgresql
 
 from sidecar.clock import SystemClock
+from sidecar.monitor import pool_tables
 from sidecar.monitor import store_tables as tables
 from sidecar.monitor.store import EvidenceKey, EvidenceRow, SketchRow, Store, StoreError
 from sidecar.monitor.store_files import DATABASE, LOCK
@@ -432,6 +433,7 @@ def test_the_migrations_make_the_tables_that_the_code_knows(store):
     engine = sa.create_engine(f"sqlite:///{store.path}")
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert pool_tables.RESTS.metadata is tables.METADATA  # all of them are in one
         assert compare_metadata(context, tables.METADATA) == []
         mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
     engine.dispose()
