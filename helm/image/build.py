@@ -128,7 +128,8 @@ def libraries(target: Path, wanted: list[str], variant: str) -> None:
             else:
                 path.unlink(missing_ok=True)
     only_our_commands(target)
-    compile_all(target, packages, "-x", NOT_COMPILED)
+    # Some libraries carry files for other versions of Python (torch: 3.12); those do not compile.
+    compile_all(target, packages, "-x", NOT_COMPILED, must_succeed=False)
 
 
 def refuse_cuda(target: Path, wanted: list[str]) -> None:
@@ -171,13 +172,16 @@ def only_our_commands(target: Path) -> None:
             path.unlink()
 
 
-def compile_all(target: Path, folder: Path, *options: str) -> None:
+def compile_all(target: Path, folder: Path, *options: str, must_succeed: bool = True) -> None:
     """Compile beforehand: the file system is read-only where it runs.
 
     Unchecked hashes: a file's time is then no part of it, and nothing is compared at start-up.
     """
-    run(str(target / "bin" / "python"), "-m", "compileall", "-q", "-j", "0",
-        "--invalidation-mode", "unchecked-hash", *options, str(folder))  # fmt: skip
+    command = [
+        str(target / "bin" / "python"), "-m", "compileall", "-qq", "-j", "0",
+        "--invalidation-mode", "unchecked-hash", *options, str(folder),
+    ]  # fmt: skip
+    subprocess.run(command, check=must_succeed)
 
 
 def date(target: Path) -> None:
