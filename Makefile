@@ -21,7 +21,7 @@ INSTALLED_DEMO := $(VENV)/.installed-demo
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format clients peers backends bench clean
+.PHONY: help demo test lint format clients peers backends image bench clean
 
 help:
 	@echo 'make demo     train, serve and watch digit classifiers (ARGS=--stay: go on serving)'
@@ -32,6 +32,7 @@ help:
 	@echo 'make clients  the environment of the stock clients (.venvs/clients)'
 	@echo 'make peers    the environment of a peer server (.venvs/mlserver)'
 	@echo 'make backends the environment of a backend for traces (.venvs/phoenix)'
+	@echo 'make image    the environment of the image, made by its steps (.venvs/image)'
 	@echo 'make clean    remove everything that was made'
 
 $(BIN)/python:
@@ -55,7 +56,7 @@ $(INSTALLED_DEV): $(SOURCES) | $(BIN)/python
 demo: $(INSTALLED_DEMO)
 	@$(BIN)/sidecar demo $(ARGS)
 
-test: lint clients peers backends
+test: lint clients peers backends image
 	$(BIN)/pytest $(ARGS)
 
 lint: $(INSTALLED_DEV)
@@ -77,6 +78,9 @@ peers:
 
 backends:
 	@sh tests/backends/phoenix/make_env.sh $(PYTHON)
+
+image:
+	@sh tests/helm/make_env.sh $(PYTHON)
 
 bench: $(INSTALLED_DEV)
 	$(BIN)/python -m tests.benchmarks $(ARGS)

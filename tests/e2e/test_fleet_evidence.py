@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sidecar.monitor.pool_store import POOL
 from sidecar.protocol.pb import monitor_pb2 as mpb
 from tests.e2e.support import LOCAL, await_ready, launch, until
 from tests.e2e.test_monitor import (
@@ -68,7 +69,9 @@ class Replica:
     def address(self) -> str:
         return monitor_of(self.monitor)
 
-    def compare(self, count: int) -> None:
+    def compare(self, more: int) -> None:
+        """Send until so many more are compared than were, over all lives."""
+        count = status(self.address).coverage.compared + more
         send_until_compared(self.gateway.addresses["grpc"], self.address, count)
 
     def kill_monitor(self) -> None:
@@ -87,6 +90,8 @@ class Replica:
             rows = call(mpb.GetEvidenceRequest(model="mlp"), timeout=30).rows
         found: Sums = {}
         for row in rows:
+            if row.incarnation == POOL:  # blocks joined over replicas: the leader's, when it may
+                continue
             counted = found.setdefault(row.incarnation, Counter())
             counted.update({(row.key.metric, name): n for name, n in row.cells.items()})
         return found
@@ -149,7 +154,7 @@ def test_evidence_is_the_sum_of_what_all_have_counted(fleet, postgres_server):
     fleet[0].ready()
     lives.add(own(fleet[0]))
     fleet[0].compare(20)
-    fleet[1].compare(60)
+    fleet[1].compare(20)
     after = agreed(fleet, lives)
     assert after[dead] == before[dead], "nothing of the dead one is lost, or counted again"
 
@@ -159,7 +164,7 @@ def test_evidence_is_the_sum_of_what_all_have_counted(fleet, postgres_server):
         until(lambda: not status(fleet[1].address).store.shared_ok, "it is said", within_s=WITHIN_S)
     finally:
         postgres_server.start()
-    fleet[2].compare(70)
+    fleet[2].compare(20)
     last = agreed(fleet, lives)
     assert all(last[life].total() >= cells.total() for life, cells in after.items())
     assert last[own(fleet[2])].total() > after[own(fleet[2])].total()

