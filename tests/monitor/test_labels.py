@@ -337,10 +337,11 @@ def test_a_store_that_refuses_is_tried_again(tmp_path):
     bench = Bench(folder=tmp_path)
     bench.see("a", scores(1), scores(1))
     store = bench.keeper._store
-    store._engine.dispose()
-    engine, store._engine = store._engine, None
+    database = store.database
+    database._engine.dispose()
+    engine, database._engine = database._engine, None
     bench.keeper.flush()
-    store._engine = engine
+    database._engine = engine
     bench.keeper.flush()
     assert [row[1] for row in store.part(LabelTables).load("m")] == ["a"]
     bench.keeper.close()
