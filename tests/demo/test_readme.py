@@ -38,6 +38,7 @@ def place(trained, tmp_path_factory):
     """A folder that looks as it does after ``make demo``, and the README with free ports."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(trained.folder, folder / "demo-output")
+    (folder / "helm").symlink_to(ROOT / "helm")
     report.write_request(folder / "demo-output" / report.REQUEST_FILE, trained.prepared.hold_out)
     known = ("9000", "8080", "9002", "9464")
     ports = dict(zip(known, map(str, free_ports(len(known))), strict=True))
@@ -111,6 +112,8 @@ def test_every_other_command(place):
         assert "2=0.5 1=0.5" in outputs["sidecar route 127.0.0.1:9002"]
         assert "error" in outputs[next(c for c in after if c.startswith("sidecar compare"))]
         assert "sent" in outputs[next(c for c in after if c.startswith("sidecar alerts test"))]
+        assert "0 chart(s) failed" in outputs[next(c for c in after if c.startswith("helm lint"))]
+        assert int(outputs[next(c for c in after if c.startswith("helm template"))]) >= 4
         check_python(folder, adapt)
     finally:
         process.send_signal(signal.SIGTERM)  # what `kill %1` sends
