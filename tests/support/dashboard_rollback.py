@@ -162,19 +162,19 @@ def _fleet() -> list[Panel]:
     where = "namespace, job"
     return [
         timeline("Leader", "Which replica decides for all that share its store.",
-                 Query(f"max by (namespace, job, instance) ({_LEADER})", "{{instance}}"),
+                 Query(f"max by (namespace, job, instance) ({_LEADER}{{{PLACE}}})", "{{instance}}"),
                  words={0: ("follows", GREY), 1: ("leads", GREEN)}, height=8, width=8),
         series("Replicas", "That are alive, as the one that knows of most has heard.",
-               [Query(f"max by ({where}) ({_REPLICAS})", "{{namespace}} {{job}}")], "none",
-               height=8, width=5),
+               [Query(f"max by ({where}) ({_REPLICAS}{{{PLACE}}})", "{{namespace}} {{job}}")],
+               "none", height=8, width=5),
         series("Changes of leader",
                "One when a pod is replaced; again and again: a database or monitors that are slow.",
-               [Query(f"max by ({where}) (increase({_CHANGES}[$__rate_interval]))",
+               [Query(f"max by ({where}) (increase({_CHANGES}{{{PLACE}}}[$__rate_interval]))",
                       "{{namespace}} {{job}}")], "none", height=8,
                width=5),
         series("Age of the last exchange",
                "Since a replica's counts were written to the shared store, and the others' read.",
-               [Query(f"time() - max by (namespace, job, instance) ({_EXCHANGED})",
+               [Query(f"time() - max by (namespace, job, instance) ({_EXCHANGED}{{{PLACE}}})",
                       "{{instance}}")], "s", height=8, width=6),
     ]  # fmt: skip
 
