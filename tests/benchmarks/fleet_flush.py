@@ -7,6 +7,7 @@ are numbered over all replicas, so new stretches begin and old ones are joined a
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import random
 import time
@@ -75,7 +76,10 @@ def fleet_flush(rounds: int) -> list[Row]:
 
 
 def _run(url: str, seconds: int) -> list[dict[str, Any]]:
-    # Forked: to start 32 interpreters takes longer than what is measured.
+    # Forked: to start 32 interpreters takes longer than what is measured. Frozen: else the first full
+    # collection in each would write to all that the benchmarks have imported, and have it copied.
+    gc.collect()
+    gc.freeze()
     context = multiprocessing.get_context("fork")
     begin = context.Value("d", 0.0)
     ready, told = context.Queue(), context.Queue()
@@ -91,6 +95,7 @@ def _run(url: str, seconds: int) -> list[dict[str, Any]]:
         begin.value = time.monotonic() + 1
         return [told.get(timeout=seconds + _START_WITHIN_S) for _ in processes]
     finally:
+        gc.unfreeze()
         for process in processes:
             process.kill()
             process.join()
