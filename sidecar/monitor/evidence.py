@@ -166,6 +166,10 @@ class Evidence:
         """Wall clock."""
         return self._clock.now_ns()
 
+    def monotonic_ns(self) -> int:
+        """For time that passes."""
+        return self._clock.monotonic_ns()
+
     def latest_cells(self, key: EvidenceKey) -> Cells:
         """Cells of a key as the latest of the earlier lives left them."""
         with self._lock:

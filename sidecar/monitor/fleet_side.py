@@ -1,8 +1,9 @@
 """The fleet's thread: everything that a monitor does with the database that all replicas share.
 
-Nothing else waits for that database. One round every ``sync_s``: write what was counted here, say
-that this monitor lives, read what the others have counted, then the steps that others registered.
-What fails is said once, and tried again in the next round; it keeps nothing else from being done.
+Nothing else waits for that database. In each round (``rounds.py``): write what was counted here;
+when all have done that, what whoever leads does with it; then read what the others have counted,
+say that this monitor lives, and the steps that others registered. What fails is said once, and
+tried again in the next round; it keeps nothing else from being done.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sidecar.monitor.evidence import Evidence
 from sidecar.monitor.evidence_shared import SharedEvidence
 from sidecar.monitor.keeper import Keeper
 from sidecar.monitor.replicas import FORGOTTEN_S, Replica, Replicas
+from sidecar.monitor.rounds import Moment, Rounds
 from sidecar.monitor.rows import StoreError
 from sidecar.monitor.shared_fold import Folder
 
@@ -50,7 +52,10 @@ class FleetSide:
         self._keeper = keeper
         self._clock = clock
         self._steps: list[tuple[str, Step]] = []
+        self._tells: list[tuple[str, Step]] = []
+        self._joins: list[tuple[str, Step]] = []
         self._last: list[tuple[str, Step]] = []
+        self._rounds = Rounds(keeper.incarnation, settings.sync_s)
         self._failing: dict[str, str] = {}
         self.folder = Folder(keeper.incarnation, keeper.stretch, clock)
         self.every_sync("folding", self.folder.step)
@@ -76,11 +81,20 @@ class FleetSide:
         return [one for one in alive if one.incarnation != self.replicas.incarnation]
 
     def every_sync(self, name: str, step: Step) -> None:
-        """Have something done in each round, after evidence was written and read; before ``start``.
+        """Have something done in each round, after evidence was read; before ``start``.
 
         Not called while the database cannot be reached.
         """
         self._steps.append((name, step))
+
+    def when_telling(self, name: str, step: Step) -> None:
+        """Have something else written when evidence is, in time for ``when_told``; before
+        ``start``."""
+        self._tells.append((name, step))
+
+    def when_told(self, name: str, step: Step) -> None:
+        """Have something done in each round when the others have written, too; before ``start``."""
+        self._joins.append((name, step))
 
     def at_end(self, name: str, step: Step) -> None:
         """Have something done at a clean end, after evidence was written; before ``start``."""
@@ -99,12 +113,26 @@ class FleetSide:
         if self._thread.is_alive():
             logger.error("the shared store does not answer: what it lacks is lost with this life")
 
+    def tell(self) -> None:
+        """Write what was counted."""
+        store = self._keeper.open_shared()
+        if store is not None and self._do("evidence", self._keeper.share, store):
+            for name, step in self._tells:
+                self._do(name, step, store)
+
+    def join(self) -> None:
+        """What is done when all have told."""
+        store = self._keeper.open_shared()
+        if store is not None:
+            for name, step in self._joins:
+                self._do(name, step, store)
+
     def sync(self) -> bool:
-        """One round; ``False``: the database cannot be reached."""
+        """Everything else of a round; ``False``: the database cannot be reached."""
         store = self._keeper.open_shared()
         if store is None:
             return False
-        done = self._do("evidence", self._keeper.sync, store)
+        done = self._do("reading", self._keeper.read, store)
         done = self._do("heartbeat", self.replicas.beat, store) and done
         if not done:
             return False
@@ -113,17 +141,20 @@ class FleetSide:
         return True
 
     def _run(self) -> None:
-        due_ns = self._clock.monotonic_ns()
-        while not self._ending.wait(max(0.0, (due_ns - self._clock.monotonic_ns()) / 1e9)):
+        due = {Moment.TELL: self.tell, Moment.JOIN: self.join, Moment.READ: self.sync}
+        self.sync()  # at once: who else is there is asked for from the start
+        while True:
             # One that is late is not made up for: the next one says all of it.
-            due_ns = max(due_ns, self._clock.monotonic_ns()) + int(self._settings.sync_s * 1e9)
-            self.sync()
+            wait_ns, moment = self._rounds.next(self._clock.now_ns())
+            if self._ending.wait(max(0.0, wait_ns / 1e9)):
+                break
+            due[moment]()
         self._end()
 
     def _end(self) -> None:
         store = self._keeper.open_shared()
         if store is not None:
-            if self._do("evidence", self._keeper.sync, store):
+            if self._do("evidence", self._keeper.share, store):
                 for name, step in self._last:
                     self._do(name, step, store)
                 self._do("heartbeat", self.replicas.leave, store)

@@ -138,14 +138,18 @@ class Keeper:
             self._retry_shared_ns = self._clock.monotonic_ns() + int(_RETRY_SHARED_S * 1e9)
         return self._shared
 
-    def sync(self, store: Store) -> None:
-        """Write what was counted here, and read what the others have.
+    def share(self, store: Store) -> None:
+        """Write what was counted here.
 
         Raises:
-            StoreError: one or the other cannot be done; the next call does all of it.
+            StoreError: it cannot be done; the next call does all of it.
         """
         assert isinstance(self._evidence, SharedEvidence)
         self._evidence.share(store)
+
+    def read(self, store: Store) -> None:
+        """Read what the others have counted; raises as ``share`` does."""
+        assert isinstance(self._evidence, SharedEvidence)
         self._evidence.refresh(store)
 
     def stretch(self, key: EvidenceKey) -> int:
@@ -154,7 +158,7 @@ class Keeper:
         return self._evidence.stretch(key)
 
     def close_shared(self) -> None:
-        """After the last ``sync``."""
+        """After the last ``share``."""
         if self._shared is not None:
             self._shared.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +25,9 @@ logger = logging.getLogger("sidecar.monitor.fleet")
 #: A row that could not be written for so long is given up: how far this replica's rows were taken
 #: may be forgotten, and then it would count twice.
 _GIVEN_UP_NS = 3600 * 10**9
+#: Who looks waits for so many rounds. What was joined so long ago (a part of a round) is new
+#: enough: where many models are looked at, each would wait for a round of its own.
+_WAIT_ROUNDS, _FRESH = 2, 0.25
 
 
 class Leads(Protocol):
@@ -50,8 +54,8 @@ class _Row:
 def attach(fleet: FleetSide, evidence: Evidence, leads: Leads, clock: Clock) -> PoolSide:
     """Have a fleet's thread hand over, and join; before it starts."""
     side = PoolSide(evidence, leads, clock, sync_s=fleet.sync_s)
-    fleet.every_sync("rests", side.hand_over)
-    fleet.every_sync("pool", side.join)
+    fleet.when_telling("rests", side.hand_over)
+    fleet.when_told("pool", side.join)
     fleet.at_end("rests", side.hand_over)
     return side
 
@@ -74,6 +78,9 @@ class PoolSide:
         self._seq, self._upto = 0, 0
         self._row: _Row | None = None
         self._quiet = QUIET_ROUNDS
+        self._sync_s = sync_s
+        self._joined = threading.Condition()
+        self._joined_ns: int | None = None
 
     def hand_over(self, store: Store) -> None:
         """Hand over what waits.
@@ -105,7 +112,7 @@ class PoolSide:
         return _Row(self._seq, self._upto, rests, self._clock.monotonic_ns())
 
     def join(self, store: Store) -> None:
-        """Join what all have handed over, if this monitor leads.
+        """Join what all have handed over, if this monitor leads, and read what all have counted.
 
         Raises:
             StoreError: it cannot be read or written; the next call does it.
@@ -116,11 +123,30 @@ class PoolSide:
         if not fence:
             return
         try:
-            blocks = store.part(PoolTables).join(
+            store.part(PoolTables).join(
                 lambda connection: self._leads.guard(connection, fence), fence,
                 self._clock.now_ns(), self._hold_ns,
             )  # fmt: skip
         except ConflictError:
             return  # another one leads by now
-        if blocks:
-            self._evidence.refresh(store)
+        self._evidence.refresh(store)
+        with self._joined:
+            self._joined_ns = self._clock.monotonic_ns()
+            self._joined.notify_all()
+
+    def wait(self) -> None:
+        """Until everything that is known of this round was read, if this monitor leads; at most
+        two rounds, whatever the database does.
+
+        For whoever looks at the evidence now and then: at any other moment it would be older.
+        """
+        if not self._leads.fence:
+            return
+        begun_ns = self._clock.monotonic_ns()
+
+        def is_fresh() -> bool:
+            at_ns = self._joined_ns
+            return at_ns is not None and at_ns >= begun_ns - _FRESH * self._sync_s * 1e9
+
+        with self._joined:
+            self._joined.wait_for(is_fresh, timeout=_WAIT_ROUNDS * self._sync_s)

@@ -25,7 +25,7 @@ from sidecar.monitor.measured_rollback import Decided, MeasuredRollback
 from sidecar.monitor.measures import CALLERS_OWN, Measures
 from sidecar.monitor.mirror_protocol import CopyInfo
 from sidecar.monitor.plan import ModelPlan
-from sidecar.monitor.pool_side import attach
+from sidecar.monitor.pool_side import PoolSide, attach
 from sidecar.monitor.rollback.actor import Actor
 from sidecar.monitor.rollback.book import Book
 from sidecar.monitor.rollback.decisions import Decision, Kind
@@ -122,8 +122,9 @@ class RollbackSide:
         )  # fmt: skip
         self._measured = MeasuredRollback(self.views, self._counted, clock.now_ns())
         self._schedule: Schedule | None = None
+        self._pool: PoolSide | None = None
         if fleet is not None:
-            attach(fleet, evidence, self._leadership, clock)
+            self._pool = attach(fleet, evidence, self._leadership, clock)
             fleet.every_sync("rollback", self._follow)
 
     # --- life -------------------------------------------------------------------------------------
@@ -142,7 +143,9 @@ class RollbackSide:
             logger.exception("no rollback checks")
 
     def check(self, model: str) -> None:
-        """Look at a model's pairs now. One at a time."""
+        """Look at a model's pairs as soon as this round's evidence is there. One at a time."""
+        if self._pool is not None:
+            self._pool.wait()
         self.book.follow(self._store())
         self.desk.check(model)
         if self.book.open():

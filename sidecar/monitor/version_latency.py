@@ -21,14 +21,15 @@ from sidecar.monitor.mirror_protocol import ERRORS, Answer
 from sidecar.monitor.plan import Pair
 from sidecar.monitor.rows import EvidenceKey
 from sidecar.monitor.version_blocks import BlockBets, PairIndex, add_cells
+from sidecar.monitor.version_thresholds import PREVIOUS_MS, Thresholds
 from sidecar.runtimes.base import Array
 from validators.sequential import latency
 from validators.sequential.autocorrelation import Autocorrelation
 from validators.sequential.paired import BLOCK
 from validators.sketches import LogHistogram
 
-#: The sides' times, as sketches of milliseconds.
-NEW_MS, PREVIOUS_MS = "new_ms", "previous_ms"
+#: The new version's times, as a sketch of milliseconds; ``PREVIOUS_MS`` is the other one's.
+NEW_MS = "new_ms"
 #: Log-ratios of the calibration that the next one is centred by, and how many there must be.
 _CENTRE_OF, _CENTRE_FROM = 200, 20
 #: So many further values are told together, or such a share of those before.
@@ -41,7 +42,7 @@ class Latency:
     def __init__(self, evidence: Evidence, bets: BlockBets) -> None:
         self._evidence = evidence
         self._bets = bets
-        self._history = latency.History()
+        self._thresholds = Thresholds(evidence)
         self._calibrations: dict[tuple[str, str], _Calibration] = {}
         self._index = PairIndex(evidence)
 
@@ -60,14 +61,14 @@ class Latency:
         if not kept:
             return
         chosen = [items[at] for at in kept]
-        rows = [(pair.candidate, pair.baseline, item.rows) for item in chosen]
+        key = EvidenceKey(pair.model, pair.candidate, pair.baseline, "", "", pair.identity)
+        sizes = [item.rows for item in chosen]
         # Of one batch all pairs are judged by the thresholds from before it.
-        bounds = np.array([self._history.thresholds(key) for key in rows])
+        bounds = self._thresholds.of(key, sizes)
         new_ms, previous_ms = (
             np.array([_milliseconds(item.answers[side]) for item in chosen], np.float64)
             for side in (pair.candidate, pair.baseline)
         )
-        key = EvidenceKey(pair.model, pair.candidate, pair.baseline, "", "", pair.identity)
         harmed = latency.harms(new_ms, previous_ms, margin, bounds)
         self._bet(key, harmed, blocks[kept], seen_ns(chosen))
         self._calibrate(pair, chosen, positions[kept], bounds, margin)
@@ -75,8 +76,7 @@ class Latency:
             sketch = LogHistogram()
             sketch.add(times_ms[np.isfinite(times_ms)])
             self._evidence.add_sketch(replace(key, metric=side), sketch)
-        for place, time in zip(rows, previous_ms.tolist(), strict=True):
-            self._history.add(place, time)
+        self._thresholds.add(key, sizes, previous_ms)
 
     def _bet(
         self, key: EvidenceKey, harmed: tuple[Array, Array], blocks: Array, times: Sequence[int]

@@ -19,9 +19,10 @@ from sidecar.monitor.plan import ModelPlan, Pair
 from sidecar.monitor.record import Recorder
 from sidecar.monitor.rows import EvidenceKey
 from sidecar.monitor.version_blocks import BlockBets, PairIndex, add_cells
-from sidecar.monitor.version_latency import NEW_MS, PREVIOUS_MS, Latency, seen_ns
+from sidecar.monitor.version_latency import NEW_MS, Latency, seen_ns
 from sidecar.monitor.version_outputs import OutputClasses
 from sidecar.monitor.version_repeats import Repeats
+from sidecar.monitor.version_thresholds import PREVIOUS_MS
 from sidecar.runtimes.base import Array
 from validators.sequential.paired import BLOCK
 

@@ -1,7 +1,8 @@
-"""Evidence of 32 replicas on one real PostgreSQL: each a process that writes and reads each second.
+"""Evidence of 32 replicas on one real PostgreSQL: each a process that writes and reads each second,
+at a moment of its own, as they ship.
 
 Every replica changes every count of three pairs of versions each second: all metrics of the digits
-model, by pairs and by blocks, and its ten classes; and a histogram of either version's time. Pairs
+model, by pairs and by blocks, and its ten classes; and histograms of either version's time. Pairs
 are numbered over all replicas, so new stretches begin and old ones are joined all the while.
 """
 
@@ -20,6 +21,7 @@ from sidecar.clock import SystemClock
 from sidecar.config_monitor import StoreConfig
 from sidecar.monitor import harms, shared_tables
 from sidecar.monitor.evidence_shared import SharedEvidence
+from sidecar.monitor.rounds import JOIN, SPREAD
 from sidecar.monitor.rows import EvidenceKey
 from sidecar.monitor.store import Store
 from tests.benchmarks.tools import Row
@@ -76,8 +78,8 @@ def fleet_flush(rounds: int) -> list[Row]:
 
 
 def _run(url: str, seconds: int) -> list[dict[str, Any]]:
-    # Forked: to start 32 interpreters takes longer than what is measured. Frozen: else the first full
-    # collection in each would write to all that the benchmarks have imported, and have it copied.
+    # Forked: to start 32 interpreters takes longer than what is measured. Frozen: else the first
+    # full collection in each would write to all that the benchmarks have imported: it is copied.
     gc.collect()
     gc.freeze()
     context = multiprocessing.get_context("fork")
@@ -145,24 +147,29 @@ def _replica(
     ready.put(number)
     while not (begin_s := begin.value):
         time.sleep(0.01)
-    begin_s += chance.random()
+    begin_s += SPREAD * chance.random()
     cpu_s = time.process_time()
     for second in range(seconds):
         block = int(PAIRS_A_SECOND * REPLICAS * second / BLOCK)
         told["counted"] += _count(evidence, stretched, whole, block)
-        due_s = begin_s + second
-        while (wait_s := due_s - time.monotonic()) > 0:
-            time.sleep(min(wait_s, 0.05))
-        told["behind_s"].append(time.monotonic() - due_s)
+        told["behind_s"].append(_wait(begin_s + second))
         at = time.perf_counter()
         evidence.share(store)
         told["flush_ms"].append(1000 * (time.perf_counter() - at))
+        _wait(begin_s + second + JOIN)
         at = time.perf_counter()
         evidence.refresh(store)
         told["refresh_ms"].append(1000 * (time.perf_counter() - at))
     told["cpu_s"] = time.process_time() - cpu_s
     store.close()
     out.put(told)
+
+
+def _wait(due_s: float) -> float:
+    """Until then; returns by how much it is late, seconds."""
+    while (wait_s := due_s - time.monotonic()) > 0:
+        time.sleep(min(wait_s, 0.05))
+    return time.monotonic() - due_s
 
 
 def _count(
@@ -180,7 +187,7 @@ def _count(
     times = LogHistogram()
     times.add(np.arange(1, 21) * 1e-3)
     for key in whole[::4]:
-        for side in ("candidate", "baseline"):
+        for side in ("new_ms", "previous_ms", "previous_ms/1"):
             evidence.add_sketch(
                 EvidenceKey("digits", key.candidate, key.baseline, "", side, key.policy), times
             )

@@ -14,11 +14,13 @@ import numpy as np
 
 from sidecar.monitor.pool import HOLD, QUIET_ROUNDS, Pool, Row
 from sidecar.monitor.pool_rests import POOLED, SLICE_NS, Rests
+from sidecar.monitor.rounds import JOIN
 from sidecar.monitor.rows import EvidenceKey
 from sidecar.monitor.version_blocks import PairIndex
 from validators.sequential.paired import BLOCK, budget_evidence, log_e_margin, logmeanexp
 
 SYNC_S = 1.0
+LEADER = -1
 KEY = EvidenceKey("m", "new", "old", "", "error", "p")
 
 
@@ -72,7 +74,7 @@ def alone(pairs: Pairs, length: int = POOLED) -> Known:
 def fleet(
     pairs: Pairs, phases_s: np.ndarray, *, pooled: bool = True, length: int = POOLED
 ) -> Known:
-    """Replicas that exchange counts each second, at times of their own; the first one leads.
+    """Replicas that exchange counts each second, at times of their own, and one that leads.
 
     ``pooled``: blocks are joined over replicas; else each replica has blocks of its own.
     """
@@ -85,11 +87,13 @@ def fleet(
         mine = pairs.of(replica)
         others_s = np.sort(np.delete(told_s, mine))
         index = PairIndex(_Counted(others_s, len(mine)))
+        read_s = _next(pairs.times_s[mine], (JOIN * SYNC_S + phase_s) % SYNC_S) - 1
+        read_s = read_s * SYNC_S + (JOIN * SYNC_S + phase_s) % SYNC_S
         stretches[mine] = [
-            int(index.take(_at(KEY, index, at, phase_s + number * SYNC_S), 1)[0]) // BLOCK
-            for at, number in enumerate((round_of[replica] - 1).tolist())
+            int(index.take(_at(KEY, index, at, before_s), 1)[0]) // BLOCK
+            for at, before_s in enumerate(read_s.tolist())
         ]
-    known_s = _next(told_s, phases_s[0]) * SYNC_S + phases_s[0]
+    known_s = joined_s(told_s)
     if pooled:
         return Known(known_s, stretches, list(_pooled(pairs, told_s, stretches, phases_s)))
     blocks = []
@@ -97,6 +101,11 @@ def fleet(
         mine = pairs.of(replica)
         blocks += _own_blocks(pairs, mine, stretches, known_s, length)
     return Known(known_s, stretches, sorted(blocks, key=lambda one: one[0]))
+
+
+def joined_s(times_s: np.ndarray) -> np.ndarray:
+    """When the leader joins next, and a look that is due comes."""
+    return _next(times_s, JOIN * SYNC_S) * SYNC_S + JOIN * SYNC_S
 
 
 def _next(times_s: np.ndarray, phase_s: float) -> np.ndarray:
@@ -145,10 +154,13 @@ def _pooled(
     order = order[np.lexsort((order, told_s[order]))]
     at, rounds = 0, int((told_s.max() - phases_s.min()) / SYNC_S) + 5
     quiet = [QUIET_ROUNDS] * len(phases_s)
-    told = sorted(
-        (k * SYNC_S + phase, r) for k in range(rounds) for r, phase in enumerate(phases_s)
-    )
+    phased = [*enumerate(phases_s.tolist()), (LEADER, JOIN * SYNC_S)]
+    told = sorted((k * SYNC_S + phase, r) for k in range(rounds) for r, phase in phased)
     for seq, (now_s, replica) in enumerate(told, start=1):
+        if replica == LEADER:
+            for _, (block, count, total) in pool.join(int(now_s * 1e9), int(HOLD * SYNC_S * 1e9)):
+                yield now_s, block, count, np.asarray(total)
+            continue
         here = []
         while at < len(order) and told_s[order[at]] <= now_s + 1e-9:
             here.append(order[at])
@@ -158,14 +170,12 @@ def _pooled(
                 KEY, list(differences[here]), stretches[here].tolist(), [seen_ns[i] for i in here]
             )  # fmt: skip
             for block, count, total in whole:  # a whole block within a slice: its own
-                yield now_s, block, count, np.asarray(total)
+                # Known when the leader has read it.
+                yield float(joined_s(np.array(now_s))), block, count, np.asarray(total)
         quiet[replica] = 0 if here else quiet[replica] + 1
         if quiet[replica] < QUIET_ROUNDS:
             row = Row(str(replica), seq, int(now_s * 1e9) // SLICE_NS, sides[replica].take())
             pool.take(row, int(now_s * 1e9))
-        if replica == 0:
-            for _, (block, count, total) in pool.join(int(now_s * 1e9), int(HOLD * SYNC_S * 1e9)):
-                yield now_s, block, count, np.asarray(total)
 
 
 # --- looking --------------------------------------------------------------------------------------

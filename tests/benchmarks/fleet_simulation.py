@@ -13,9 +13,11 @@ import numpy as np
 
 from sidecar.config_rollback import RollbackConfig
 from sidecar.monitor import harms
+from sidecar.monitor.rounds import SPREAD
+from sidecar.monitor.version_thresholds import OWN_FROM
 from tests.benchmarks import fleet_postgres
 from tests.benchmarks import rollback_traffic as traffic
-from tests.benchmarks.fleet_runs import Pairs, alone, fleet, log_es
+from tests.benchmarks.fleet_runs import SYNC_S, Pairs, alone, fleet, joined_s, log_es
 from tests.benchmarks.rollback_simulation import ALPHA, BUDGET, FLIPPING, shipped_thresholds
 from tests.benchmarks.tools import Row
 from validators.sequential.autocorrelation import Autocorrelation
@@ -46,7 +48,7 @@ class Arrivals:
     def __init__(self, rng: Rng, count: int, rate: float) -> None:
         self.times_s = np.cumsum(rng.exponential(1 / rate, count))
         self.replica = rng.integers(0, REPLICAS, count)
-        self.phases_s = rng.random(REPLICAS)
+        self.phases_s = SPREAD * SYNC_S * rng.random(REPLICAS)
         self.looks_s = np.arange(rng.random() * INTERVAL_S, self.times_s[-1] + 5, INTERVAL_S)
 
     def order(self) -> None:
@@ -92,19 +94,21 @@ def accuracy(rng: Rng, at: Arrivals, runs: int) -> traffic.Sides:
 def timed(
     slower: Callable[..., traffic.Sides], earlier: int
 ) -> Callable[[Rng, Arrivals, int], tuple]:
-    """The same times for one replica, by thresholds of all, and for many, each by its own."""
+    """The same times for one replica, by thresholds of all, and for many: each by its own, once it
+    has seen enough, and before by those of all together."""
 
     def draw(rng: Rng, at: Arrivals, runs: int) -> tuple[traffic.Sides, traffic.Sides]:
         past = earlier * REPLICAS
         sides = slower(rng, runs, past + len(at.times_s), past)
         together = [only[:, past:] for only in traffic.bets(*sides, 50)]
+        each = [only[:, past:] for only in traffic.pooled_bets(*sides, 50 * REPLICAS)]
         place = np.concatenate([np.arange(past) % REPLICAS, at.replica])
-        each = [np.zeros_like(only) for only in together]
         for replica in range(REPLICAS):
             mine = np.flatnonzero(place == replica)
             found = traffic.bets(*(side[:, mine] for side in sides), 50)
+            first = max(earlier, OWN_FROM)
             for into, only in zip(each, found, strict=True):
-                into[:, mine[earlier:] - past] = only[:, earlier:]
+                into[:, mine[first:] - past] = only[:, first:]
         return (together[0], together[1]), (each[0], each[1])
 
     return draw
@@ -144,9 +148,9 @@ def delays(rng: Rng, rounds: int) -> list[Row]:
             for _ in range(rounds * RUNS // TOGETHER):
                 at = Arrivals(rng, max(enough, int(30 * rate)), rate)
                 one, many = draw(rng, at, TOGETHER)
-                for way, log_e in _ways(at, one, many, budget, levels["act"]):
+                for way, log_e, looks_s in _ways(at, one, many, budget, levels["act"]):
                     for level, threshold in levels.items():
-                        first = _first(at, log_e, threshold)
+                        first = _first(at, looks_s, log_e, threshold)
                         found.setdefault((level, way), []).append(first)
             for level in levels:
                 by_way = {way: np.concatenate(parts)
@@ -157,20 +161,22 @@ def delays(rng: Rng, rounds: int) -> list[Row]:
 
 def _ways(
     at: Arrivals, one: traffic.Sides, many: traffic.Sides, budget: float | None, until: float
-) -> Iterator[tuple[str, np.ndarray]]:
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Each with its log E [runs, looks], and when it was looked."""
     alike = {"budget": budget, "until": until}
     single, several = at.pairs(one), at.pairs(many)
-    yield "one", log_es(single, alone(single), at.looks_s, **alike)
-    yield "32", log_es(several, fleet(several, at.phases_s), at.looks_s, **alike)
+    yield "one", log_es(single, alone(single), at.looks_s, **alike), at.looks_s
+    looks_s = joined_s(at.looks_s)
+    yield "32", log_es(several, fleet(several, at.phases_s), looks_s, **alike), looks_s
     if until == math.inf:
         return
     own = fleet(several, at.phases_s, pooled=False)
-    yield "32, blocks not joined", log_es(several, own, at.looks_s, **alike)
+    yield "32, blocks not joined", log_es(several, own, looks_s, **alike), looks_s
 
 
-def _first(at: Arrivals, log_e: np.ndarray, threshold: float) -> np.ndarray:
+def _first(at: Arrivals, looks_s: np.ndarray, log_e: np.ndarray, threshold: float) -> np.ndarray:
     """Pairs that were seen by the look with the first alarm; all, where there is none."""
-    seen = np.searchsorted(at.times_s, at.looks_s, side="right")
+    seen = np.searchsorted(at.times_s, looks_s, side="right")
     alarms = log_e >= threshold
     return np.where(alarms.any(axis=1), seen[alarms.argmax(axis=1)], len(at.times_s))
 
@@ -194,7 +200,7 @@ def averaged(rng: Rng, rounds: int) -> list[Row]:
         at = Arrivals(rng, 60_000, 100)
         pairs = at.pairs(errors(rng, at, TOGETHER))
         log_e = log_es(pairs, alone(pairs), at.looks_s, until=threshold)
-        firsts["one"].append(_first(at, log_e, threshold))
+        firsts["one"].append(_first(at, at.looks_s, log_e, threshold))
         each = []
         for replica in range(REPLICAS):
             mine = pairs.of(replica)
@@ -202,7 +208,7 @@ def averaged(rng: Rng, rounds: int) -> list[Row]:
                         pairs.previous_only[:, mine])  # fmt: skip
             each.append(log_es(own, alone(own), at.looks_s))
         log_e = logmeanexp(np.stack(each, axis=-1))
-        firsts["mean"].append(_first(at, log_e, threshold))
+        firsts["mean"].append(_first(at, at.looks_s, log_e, threshold))
     one, mean = (float(np.concatenate(parts).mean()) for parts in firsts.values())
     return [
         Row("the mean of 32 replicas' evidence, over one: errors 0.1 → 1 %, shared", "shown",
@@ -288,7 +294,7 @@ def false_alarms(rng: Rng, rounds: int) -> list[Row]:
             for _ in range(2 * rounds * RUNS // ALARMS_TOGETHER):
                 at = Arrivals(rng, PAIRS, rate)
                 sides = draw(rng, at, ALARMS_TOGETHER)
-                for way, log_e in _ways(at, sides, sides, budget, math.inf):
+                for way, log_e, _ in _ways(at, sides, sides, budget, math.inf):
                     found.setdefault(way, []).append((log_e >= threshold).any(axis=1))
             rows.append(_alarm_row(f"{what}, {rate} pairs/s", found, must))
     return rows + [row for scene in TIMES for row in false_times(rng, rounds, *scene)]

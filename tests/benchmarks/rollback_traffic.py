@@ -5,6 +5,8 @@ Each function gives what happened to the new and to the previous version, reques
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.signal import lfilter
 
@@ -111,16 +113,39 @@ def bets(new: np.ndarray, previous: np.ndarray, renew: int) -> Sides:
     Thresholds are from the last ``WINDOW`` earlier times of the previous version, as they ship,
     and are renewed after each ``renew`` pairs.
     """
+
+    def bounds(at: int) -> np.ndarray:
+        past = previous[:, max(0, at - WINDOW) : at]
+        ranks = np.ceil(np.array(QUANTILES) * (past.shape[1] - 1)).astype(int)
+        return np.asarray(np.partition(past, ranks, axis=1)[:, ranks])
+
+    return _bets(new, previous, renew, bounds)
+
+
+def pooled_bets(new: np.ndarray, previous: np.ndarray, renew: int) -> Sides:
+    """The same by thresholds of all earlier times, from a histogram (``LogHistogram``)."""
+
+    def bounds(at: int) -> np.ndarray:
+        past = previous[:, :at]
+        ranks = np.ceil(np.array(QUANTILES) * at).astype(int) - 1
+        mantissa, exponent = np.frexp(np.exp(np.partition(past, ranks, axis=1)[:, ranks]))
+        lower = np.floor(mantissa * 32)
+        return np.log(np.sqrt(lower * (lower + 1)) / 32) + exponent * np.log(2)
+
+    return _bets(new, previous, renew, bounds)
+
+
+def _bets(
+    new: np.ndarray, previous: np.ndarray, renew: int, bounds: Callable[[int], np.ndarray]
+) -> Sides:
+    """``bounds``: [runs, 4] from the pairs before a number."""
     runs, pairs = new.shape
     only = np.zeros((2, runs, pairs, 1 + len(QUANTILES)), np.bool_)
     only[0, :, :, 0], only[1, :, :, 0] = new > previous, new < previous
     for at in range(renew, pairs, renew):
         if at < PAST_MIN:
             continue
-        past = previous[:, max(0, at - WINDOW) : at]
-        ranks = np.ceil(np.array(QUANTILES) * (past.shape[1] - 1)).astype(int)
-        bounds = np.partition(past, ranks, axis=1)[:, ranks][:, None, :]
-        now = slice(at, at + renew)
-        late = new[:, now, None] > bounds, previous[:, now, None] > bounds
+        over, now = bounds(at)[:, None, :], slice(at, at + renew)
+        late = new[:, now, None] > over, previous[:, now, None] > over
         only[0, :, now, 1:], only[1, :, now, 1:] = late[0] & ~late[1], late[1] & ~late[0]
     return only[0], only[1]

@@ -101,6 +101,11 @@ class History:
         past = self._past.get(key)
         return np.full(len(QUANTILES), np.nan) if past is None else past.thresholds
 
+    def seen(self, key: Hashable) -> int:
+        """How many times the thresholds of a key may rest on."""
+        past = self._past.get(key)
+        return 0 if past is None else past.seen
+
     def add(self, key: Hashable, previous: float) -> None:
         """Call it after the pair's own cells were counted."""
         past = self._past.get(key)
@@ -127,6 +132,10 @@ class _Past:
         self._times = np.empty(window)
         self._at = self._filled = self._stale = 0
         self.thresholds: Floats = np.full(len(QUANTILES), np.nan)
+
+    @property
+    def seen(self) -> int:
+        return self._filled
 
     def add(self, time: float) -> None:
         self._times[self._at] = time
