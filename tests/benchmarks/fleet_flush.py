@@ -76,8 +76,8 @@ def fleet_flush(rounds: int) -> list[Row]:
 
 
 def _run(url: str, seconds: int) -> list[dict[str, Any]]:
-    # Forked: to start 32 interpreters takes longer than what is measured. Frozen: else the first full
-    # collection in each would write to all that the benchmarks have imported, and have it copied.
+    # Forked: to start 32 interpreters takes longer than what is measured. Frozen: else the first
+    # full collection in each would write to all that the benchmarks have imported, and copy it.
     gc.collect()
     gc.freeze()
     context = multiprocessing.get_context("fork")
