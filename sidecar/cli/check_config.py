@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sidecar import route_table
 from sidecar.cli.check_alerts import alert_lines, alert_notes
 from sidecar.cli.check_drift import drift_notes
-from sidecar.errors import ConfigError
+from sidecar.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -27,10 +27,8 @@ def run(path: Path, *, as_json: bool) -> int:
     Raises:
         ConfigError: it is wrong, and text was asked for.
     """
-    from sidecar.config import load
-
     try:
-        config = load(path)
+        config = _checked(path)
     except ConfigError as error:
         if not as_json:
             raise
@@ -47,6 +45,29 @@ def run(path: Path, *, as_json: bool) -> int:
     # Wider than any line: a path or an address is never broken, so that it can be copied.
     Console(highlight=False, width=10_000).print(_summary(path, config))
     return 0
+
+
+def _checked(path: Path) -> SidecarConfig:
+    """What ``load`` finds, and what else is known to end a start, without connecting to anything.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    from sidecar import config_text
+    from sidecar.config import load
+    from sidecar.monitor.database_url import read_url
+
+    config = load(path)
+    if config.monitored and config.monitor.store is not None:
+        try:
+            read_url(config.monitor.store)
+        except MissingExtraError:
+            pass  # of this machine, not a mistake in the file: a note
+        except ConfigError as error:
+            line_of = config_text.read(path).line_of
+            placed = [dataclasses.replace(one, line=line_of(one.path)) for one in error.problems]
+            raise ConfigError(str(path), placed) from None
+    return config
 
 
 def notes(config: SidecarConfig) -> list[str]:
@@ -72,6 +93,7 @@ def notes(config: SidecarConfig) -> list[str]:
     if is_guarded and gateway.grpc.tls is None and not _is_local(gateway.grpc.address):
         found.append("the admin token travels unencrypted: gateway.grpc.tls is not set")
     found += _monitor_notes(config)
+    found += _store_notes(config)
     found += _telemetry_notes(config)
     found += drift_notes(config)
     found += alert_notes(config)
@@ -101,6 +123,18 @@ def _monitor_notes(config: SidecarConfig) -> list[str]:
     if config.monitored and on_gpu and config.monitor.mirror.device is None:
         text = f"{', '.join(on_gpu)} will not be mirrored, being on a GPU: choose "
         return [text + "monitor.mirror.device (cpu, or a GPU with memory to spare)"]
+    return []
+
+
+def _store_notes(config: SidecarConfig) -> list[str]:
+    from sidecar.monitor.database_url import read_url
+
+    if not config.monitored or config.monitor.store is None:
+        return []
+    try:
+        read_url(config.monitor.store)
+    except MissingExtraError as error:
+        return [str(error)]
     return []
 
 

@@ -18,17 +18,16 @@ import sqlalchemy as sa
 from typing_extensions import override
 
 from sidecar.config_monitor import StoreConfig
-from sidecar.errors import ConfigError, MissingExtraError, Problem
+from sidecar.errors import MissingExtraError
 from sidecar.monitor import store_migrate
 from sidecar.monitor.database import Database
+from sidecar.monitor.database_url import MISSING, read_url
 from sidecar.monitor.rows import StoreError
 
 try:
     import psycopg
-    from psycopg.conninfo import conninfo_to_dict
 except ImportError:
-    _MESSAGE = "monitor.store is a PostgreSQL database: install model-sidecar[postgres]"
-    raise MissingExtraError(_MESSAGE) from None
+    raise MissingExtraError(MISSING) from None
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
@@ -86,17 +85,12 @@ class PostgresDatabase(Database):
     """
 
     def __init__(self, settings: StoreConfig) -> None:
-        url = settings.url.get_secret_value()
-        try:
-            given = conninfo_to_dict(url)
-        except psycopg.Error:  # its text may hold the password
-            problem = Problem("monitor.store.url", "is no PostgreSQL URL: postgresql://USER@HOST/…")
-            raise ConfigError("monitor.store", [problem]) from None
+        given = read_url(settings)
         host = given.get("host") or given.get("hostaddr") or "localhost"
         port = given.get("port") or 5432
         super().__init__(f"PostgreSQL at {host}:{port}/{given.get('dbname') or ''}")
         self._timeout_s = settings.timeout_s
-        self._secrets = _forms(str(given.get("password") or "")) | {url}
+        self._secrets = _forms(str(given.get("password") or "")) | {settings.url.get_secret_value()}
         wait_ms = int((settings.timeout_s + _MARGIN_S) * 1000)
         self._parameters: dict[str, Any] = {
             "connect_timeout": max(2, math.ceil(settings.timeout_s)),

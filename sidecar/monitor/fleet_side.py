@@ -3,7 +3,9 @@
 Nothing else waits for that database. In each round (``rounds.py``): write what was counted here;
 when all have done that, what whoever leads does with it; then read what the others have counted,
 say that this monitor lives, and the steps that others registered. What fails is said once, and
-tried again in the next round; it keeps nothing else from being done.
+tried again in the next round. A mistake of ours keeps nothing else from being done; a database that
+refuses evidence or heartbeat is not asked for more in that round: each answer may take its time
+limit, and who takes no part need not seem to be there.
 """
 
 from __future__ import annotations
@@ -61,6 +63,9 @@ class FleetSide:
         self.every_sync("folding", self.folder.step)
         self.every_sync("forgetting", self._forget)
         self._forget_ns = 0
+        self._is_refused = False
+        self._told_ns: int | None = None
+        self._exchanged_ns: int | None = None
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fleet", daemon=True)
 
@@ -74,6 +79,12 @@ class FleetSide:
         """Between two rounds."""
         return self._settings.sync_s
 
+    @property
+    def silent_s(self) -> float | None:
+        """Since counts were last written, and the others' read; ``None``: they never were."""
+        at_ns = self._exchanged_ns
+        return None if at_ns is None else (self._clock.monotonic_ns() - at_ns) / 1e9
+
     def others(self) -> list[Replica]:
         """All that are alive but this one, as far as known here."""
         within_s = max(_ALIVE_S, _ALIVE_SYNCS * self._settings.sync_s)
@@ -83,7 +94,8 @@ class FleetSide:
     def every_sync(self, name: str, step: Step) -> None:
         """Have something done in each round, after evidence was read; before ``start``.
 
-        Not called while the database cannot be reached.
+        Not called while the database cannot be reached; called where a mistake of ours has kept
+        evidence from being written.
         """
         self._steps.append((name, step))
 
@@ -97,7 +109,10 @@ class FleetSide:
         self._joins.append((name, step))
 
     def at_end(self, name: str, step: Step) -> None:
-        """Have something done at a clean end, after evidence was written; before ``start``."""
+        """Have something done at a clean end, after evidence was written; before ``start``.
+
+        Called, and not called, as ``every_sync`` says.
+        """
         self._last.append((name, step))
 
     def start(self) -> None:
@@ -116,29 +131,41 @@ class FleetSide:
     def tell(self) -> None:
         """Write what was counted."""
         store = self._keeper.open_shared()
-        if store is not None and self._do("evidence", self._keeper.share, store):
+        if store is None:
+            return
+        self._is_refused = not self._do("evidence", self._share, store)
+        if not self._is_refused:
             for name, step in self._tells:
                 self._do(name, step, store)
 
     def join(self) -> None:
         """What is done when all have told."""
         store = self._keeper.open_shared()
-        if store is not None:
+        if store is not None and not self._is_refused:
             for name, step in self._joins:
                 self._do(name, step, store)
 
     def sync(self) -> bool:
-        """Everything else of a round; ``False``: the database cannot be reached."""
+        """Everything else of a round; ``False``: the database cannot be reached, or refuses."""
         store = self._keeper.open_shared()
-        if store is None:
+        if store is None or self._is_refused:
             return False
-        done = self._do("reading", self._keeper.read, store)
-        done = self._do("heartbeat", self.replicas.beat, store) and done
-        if not done:
+        if not self._do("reading", self._read, store):
+            return False
+        if not self._do("heartbeat", self.replicas.beat, store):
             return False
         for name, step in self._steps:
             self._do(name, step, store)
         return True
+
+    def _share(self, store: Store) -> None:
+        asked_ns = self._clock.monotonic_ns()
+        self._keeper.share(store)
+        self._told_ns = asked_ns
+
+    def _read(self, store: Store) -> None:
+        self._keeper.read(store)
+        self._exchanged_ns = self._told_ns
 
     def _run(self) -> None:
         due = {Moment.TELL: self.tell, Moment.JOIN: self.join, Moment.READ: self.sync}
@@ -154,17 +181,19 @@ class FleetSide:
     def _end(self) -> None:
         store = self._keeper.open_shared()
         if store is not None:
-            if self._do("evidence", self._keeper.share, store):
+            if self._do("evidence", self._share, store):
                 for name, step in self._last:
                     self._do(name, step, store)
                 self._do("heartbeat", self.replicas.leave, store)
             self._keeper.close_shared()
 
     def _do(self, name: str, step: Step, store: Store) -> bool:
+        """Whether the store can be asked on: it was done, or failed by a mistake of ours."""
         try:
             step(store)
         except StoreError as error:
             self._failed(name, str(error))
+            return False
         except Exception as error:  # a mistake in one step is not the others' loss
             if name not in self._failing:
                 logger.exception("the fleet's step %s failed", name)
@@ -172,8 +201,7 @@ class FleetSide:
         else:
             if self._failing.pop(name, None) is not None:
                 logger.info("the fleet's step %s goes on", name)
-            return True
-        return False
+        return True
 
     def _forget(self, store: Store) -> None:
         if self._clock.monotonic_ns() >= self._forget_ns:

@@ -32,7 +32,7 @@ class MeasuredFleet:
         changes = self._leadership.terms
         yield Number(instruments.FLEET_LEADER_CHANGES, changes, {}, self._started_ns)
         yield Number(instruments.FLEET_REPLICAS, len(self._fleet.alive()), {})
-        silent_s = self._fleet.replicas.silent_s
+        silent_s = self._fleet.silent_s
         # Of one that was never reached, since when it has tried.
         at_ns = self._started_ns if silent_s is None else self._clock.now_ns() - int(silent_s * 1e9)
         yield Number(instruments.FLEET_LAST_EXCHANGE, at_ns / 1e9, {})

@@ -61,6 +61,8 @@ _DROPPED = MappingProxyType(
         "logs_dropped": "log",
     }
 )
+#: A page's counter of the server → what kept a worker from the route.
+_ROUTE = MappingProxyType({"route_damaged": "damaged", "route_missing": "missing"})
 
 #: What the caller did wrong, or a caller that gave up: it says nothing about who answered. (The
 #: rules of ``helm/model-sidecar/rules/slo.yaml`` leave out the same.)
@@ -234,7 +236,7 @@ class Measures:
         return found
 
     def _no_model(self, pages: list[Page]) -> Iterator[Point]:
-        """What got to no model, and what the gateway had to drop."""
+        """What got to no model, what the gateway had to drop, and what kept it from the route."""
         calls = sum_calls(pages, None)
         yield from self._calls(None, {}, calls)
         # Refusals are told by the bound that was reached, which the calls do not know.
@@ -250,6 +252,9 @@ class Measures:
         for name, reason in _DROPPED.items():
             if counters[name]:
                 yield self._number(instruments.GATEWAY_DROPPED, counters[name], {"reason": reason})
+        for name, reason in _ROUTE.items():
+            if counters[name]:
+                yield self._number(instruments.ROUTE_PROBLEMS, counters[name], {"reason": reason})
 
     def _number(
         self, instrument: instruments.Instrument, count: int, attributes: Attributes

@@ -69,13 +69,6 @@ class Replicas:
             aged = [Replica(one.incarnation, one.age_s + since_s, one.plain) for one in self._known]
         return [one for one in aged if one.age_s <= within_s]
 
-    @property
-    def silent_s(self) -> float | None:
-        """Since the database was last written and read; ``None``: it never was."""
-        with self._lock:
-            read_ns = self._read_ns
-        return (self._clock.monotonic_ns() - read_ns) / 1e9 if read_ns else None
-
     def beat(self, store: Store) -> None:
         """Say that this one lives, and read who else does.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ import yaml
 from sidecar.cli.check_config import notes
 from sidecar.config import parse
 from tests.cli.conftest import sidecar, write_config
+from tests.support.ports import free_port
 
 
 def test_a_good_configuration_is_summarized(tmp_path):
@@ -104,3 +106,52 @@ def test_where_it_is_told_is_shown(tmp_path, monkeypatch):
         "OTEL_EXPORTER_OTLP_TIMEOUT=soon is ignored",
     ):
         assert said in found
+
+
+# --- the database that replicas share -------------------------------------------------------------
+
+
+def with_store(folder, url):
+    path = write_config(folder)
+    tree = yaml.safe_load(path.read_text())
+    tree["monitor"] = {"enabled": True, "store": {"url": url}}
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+@pytest.mark.parametrize("url", ["s3cret@db.internal/x", "postgresql://me:s3cret@h/x?nothing=1"])
+def test_a_url_of_the_store_that_is_none_is_a_mistake(tmp_path, url):
+    path = with_store(tmp_path, url)
+    line = 1 + path.read_text().splitlines().index(f"    url: {url}")
+    said = "is no PostgreSQL URL: postgresql://USER@HOST/…"
+    found = sidecar("check-config", str(path))
+    assert found.returncode == 2
+    assert f"{path}:{line}: monitor.store.url: {said}" in found.stderr
+    report = sidecar("check-config", "--json", str(path))
+    assert json.loads(report.stdout)["problems"] == [
+        {"path": "monitor.store.url", "message": said, "line": line}
+    ]
+    assert "s3cret" not in found.stdout + found.stderr + report.stdout + report.stderr
+
+
+def test_a_store_that_nobody_answers_for_is_fine(tmp_path):
+    path = with_store(tmp_path, f"postgresql://me:s3cret@127.0.0.1:{free_port()}/evidence")
+    found = sidecar("check-config", str(path))
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "psycopg" not in found.stdout
+    assert "s3cret" not in found.stdout
+
+
+def test_a_store_without_its_library_is_noted(tmp_path, monkeypatch):
+    """As on a machine without it: an import of psycopg fails there."""
+    path = with_store(tmp_path, "postgresql://h/evidence")
+    (tmp_path / "psycopg.py").write_text("raise ImportError('no libpq')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    said = "monitor.store is a PostgreSQL database, which needs psycopg: install model-sidecar"
+    found = sidecar("check-config", str(path))
+    assert found.returncode == 0, found.stderr
+    assert f"{said}[postgres]" in found.stdout
+    assert (
+        f"{said}[postgres]"
+        in json.loads(sidecar("check-config", "--json", str(path)).stdout)["notes"]
+    )

@@ -146,6 +146,35 @@ def test_what_the_values_say_of_alerts():
         assert "record" not in rule or "labels" not in rule, "a recorded series is not an alert"
 
 
+@pytest.mark.parametrize(
+    ("lease_s", "wait"),
+    [(None, "60s"), (1, "60s"), (20, "60s"), (20.5, "62s"), (45, "135s"), (300, "900s")],
+)
+def test_nobody_leads_for_three_leases_before_it_is_said(lease_s, wait, tmp_path):
+    values = yaml.safe_load((helm.CI / "fleet-values.yaml").read_text(encoding="utf-8"))
+    if lease_s is None:
+        del values["config"]["monitor"]
+    else:
+        values["config"]["monitor"]["store"]["lease_s"] = lease_s
+    objects = helm.objects(helm.render({**values, "metrics": {"rules": {"enabled": True}}}))
+    spec = helm.the(objects, "PrometheusRule")["spec"]
+    waits = {rule["alert"]: rule.get("for") for rule in rules(spec) if "alert" in rule}
+    assert waits.pop("ModelSidecarFleetLeaderless") == wait
+    as_written = {rule.alert: rule.wait or None for rule in alerts()}
+    del as_written["ModelSidecarFleetLeaderless"]
+    assert waits == as_written, "and no other rule's"
+
+
+def test_leases_that_the_chart_cannot_read_are_the_usual_ones():
+    values = yaml.safe_load(
+        (helm.CI / "existing-configmap-values.yaml").read_text(encoding="utf-8")
+    )
+    objects = helm.objects(helm.render({**values, "metrics": {"rules": {"enabled": True}}}))
+    found = rules(helm.the(objects, "PrometheusRule")["spec"])
+    [rule] = [one for one in found if one.get("alert") == "ModelSidecarFleetLeaderless"]
+    assert rule["for"] == "60s"
+
+
 # --- monitors -------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,14 @@ from exporters import instruments
 from exporters.telemetry.model import Histogram, Number
 from sidecar.config import parse
 from sidecar.errors import CancelledError, DeadlineError, NotFoundError, OverloadedError
-from sidecar.gateway.pages import BUCKETS_NS, Page, Timing, create_page, sum_slot
+from sidecar.gateway.pages import (
+    BUCKETS_NS,
+    SERVER_COUNTERS,
+    Page,
+    Timing,
+    create_page,
+    sum_slot,
+)
 from sidecar.monitor.measures import CALLS, EXEMPLARS_MAX, Measures
 from sidecar.traces import SpanRecord
 
@@ -174,6 +181,29 @@ def test_what_the_gateway_dropped(pages):
     assert {dict(key)["reason"]: point.value for key, point in dropped.items()} == {
         "span": 5, "exchange_full": 7,
     }  # fmt: skip
+
+
+def test_what_kept_workers_from_the_route(pages):
+    measures = Measures(pages, config(), SINCE_NS)
+    assert told(measures, instruments.ROUTE_PROBLEMS) == {}
+    pages[0].add_server("route_damaged", 2)
+    for page in pages:
+        page.add_server("route_missing")
+    found = told(measures, instruments.ROUTE_PROBLEMS)
+    assert {dict(key)["reason"]: point.value for key, point in found.items()} == {
+        "damaged": 2, "missing": len(pages),
+    }  # fmt: skip
+
+
+def test_every_counter_of_the_server_is_told(pages):
+    """Those of the tap by coverage, an unknown model as a call that failed; the others here."""
+    for name in SERVER_COUNTERS:
+        pages[0].add_server(name)
+    points = list(Measures(pages, config(), SINCE_NS).points())
+    counted = sum(point.value for point in points if isinstance(point, Number) and point.start_ns)
+    elsewhere = {"unknown_model", "tap_sampled", "tap_sent", "tap_shared_memory", "tap_sequence",
+                 "tap_too_large", "tap_unclear"}  # fmt: skip
+    assert counted == len(SERVER_COUNTERS) - len(elsewhere)
 
 
 def test_the_latest_trace_of_a_bucket_is_its_example(pages):

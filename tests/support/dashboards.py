@@ -477,10 +477,18 @@ def health() -> Json:
                "So that no request waits: exchanges, timings, spans and records, by reason. "
                "`exchange_no_monitor`: no monitor was there.",
                [Query(rate(known.GATEWAY_DROPPED, "reason", _OURS), "{{reason}}")], "ops",
-               stacked=True),
+               stacked=True, width=8),
         series("Refused", "Requests turned away, by the bound that was reached.",
                [Query(rate(known.REQUESTS, "reason", f'{_OURS},outcome="refused"'),
-                      "{{reason}}")], "reqps", stacked=True),
+                      "{{reason}}")], "reqps", stacked=True, width=8),
+        # A rate would show nothing: what happens once is there from its first sample on.
+        series("Kept from the route",
+               "How often since it began, over its workers. `damaged`: the route table could not "
+               "be read, and the last good one stands. `missing`: the fleet's did not come in "
+               "time, and it routed as configured.",
+               [Query(f"sum by (instance, reason) "
+                      f"({known.ROUTE_PROBLEMS.prometheus_name}{{{_OURS}}})",
+                      "{{instance}} {{reason}}")], "none", width=8),
     ]  # fmt: skip
     monitor = [
         series("Waiting to be compared", "Bytes in the monitor's queue, by instance.",

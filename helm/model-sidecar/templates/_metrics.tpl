@@ -37,6 +37,13 @@ metricRelabelings:
 {{- end }}
 {{- end -}}
 
+{{/* How long nobody may lead before it is said: three leases, in which the next one should have begun, and a minute at least. What the chart cannot read (configMap.existing) has leases of ten seconds. */}}
+{{- define "model-sidecar.leaderlessFor" -}}
+{{- $monitor := default dict (include "model-sidecar.config" . | fromYaml).monitor -}}
+{{- $lease := default 10 (default dict $monitor.store).lease_s -}}
+{{- max 60 (mulf 3 $lease | ceil | int) }}s
+{{- end -}}
+
 {{/* A query about this release alone: every series of ours gets its namespace and job. `dict "root" . "expr" TEXT`. */}}
 {{- define "model-sidecar.scoped" -}}
 {{- $ours := printf "namespace=%q,job=%q" .root.Release.Namespace (include "model-sidecar.fullname" .root) -}}

@@ -31,11 +31,13 @@ class ArgoAction:
 
     def check(self, request: Request) -> Result:
         """Is an update in progress that can be aborted?"""
-        return answered(lambda: self._perform(request, dry_run=True))
+        result = answered(lambda: self._perform(request, dry_run=True))
+        return self._remembered.told(request, result)
 
     def perform(self, request: Request) -> Result:
         """Abort it."""
-        return answered(lambda: self._perform(request, dry_run=False))
+        result = answered(lambda: self._perform(request, dry_run=False))
+        return self._remembered.told(request, result)
 
     def verify(self, request: Request) -> Result:
         """Has the controller taken all traffic from the update?"""

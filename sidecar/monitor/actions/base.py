@@ -18,6 +18,8 @@ class Request:
         new_version, previous_version: as the protocol has them.
         fence: grows with each owner of the decision; an action that carries an older one is stale.
         reason: in words, for whoever looks at the object that was changed.
+        seen: what the decision first saw at its target (a ReplicaSet's name, say), as a ``Result``
+            of it said; empty: nothing yet.
         leads: whether the owner still is one. To be asked after the object was read, and before it
             is changed by compare-and-swap: what a later owner has done meanwhile then makes the
             change stale, however late it comes.
@@ -31,6 +33,7 @@ class Request:
     previous_version: str
     fence: int
     reason: str
+    seen: str = ""
     leads: Callable[[], bool] = field(default=lambda: True, compare=False, repr=False)
 
 
@@ -45,11 +48,15 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """``text`` says in words what happened, and why; ``details`` are facts for the history."""
+    """``text`` says in words what happened, and why; ``details`` are facts for the history.
+
+    ``seen``: what this decision first saw at its target, to be kept with it; empty: nothing.
+    """
 
     outcome: Outcome
     text: str
     details: dict[str, str] = field(default_factory=dict)
+    seen: str = ""
 
 
 #: What an action says that was begun by somebody who decides no more.

@@ -52,11 +52,11 @@ class DeploymentAction:
 
     def check(self, request: Request) -> Result:
         """Is there a healthy revision to go back to, and would the server take the change?"""
-        return answered(lambda: self._check(request))
+        return self._remembered.told(request, answered(lambda: self._check(request)))
 
     def perform(self, request: Request) -> Result:
         """Put the earlier revision's template in place."""
-        return answered(lambda: self._perform(request))
+        return self._remembered.told(request, answered(lambda: self._perform(request)))
 
     def verify(self, request: Request) -> Result:
         """Do all its pods come from that revision, and are they available?"""

@@ -41,11 +41,13 @@ class KServeAction:
 
     def check(self, request: Request) -> Result:
         """Is there a revision to go back to, and does the setting do anything here?"""
-        return answered(lambda: self._perform(request, dry_run=True))
+        result = answered(lambda: self._perform(request, dry_run=True))
+        return self._remembered.told(request, result)
 
     def perform(self, request: Request) -> Result:
         """Set the canary's traffic to 0."""
-        return answered(lambda: self._perform(request, dry_run=False))
+        result = answered(lambda: self._perform(request, dry_run=False))
+        return self._remembered.told(request, result)
 
     def verify(self, request: Request) -> Result:
         """Does the new revision get nothing?"""

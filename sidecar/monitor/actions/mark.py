@@ -94,6 +94,9 @@ def done_before(mark: Mark | None, request: Request) -> Result | None:
 class Remembered:
     """What each decision first saw, so that it acts on that and nothing else. Bounded.
 
+    Whoever keeps the decision keeps this with it (``told``), for whoever leads next: here it lives
+    as long as the process.
+
     And what may be done once more. A decision that has acted is checked again only because an
     operator approved it after somebody had set its change back: then, and only in the same process,
     it is no repetition.
@@ -126,9 +129,14 @@ class Remembered:
         Raises:
             CallError: it is another one: the decision was not made about it.
         """
-        first = self._seen.setdefault(request.decision_id, seen)
+        first = request.seen or self._seen.get(request.decision_id) or seen
+        self._seen[request.decision_id] = first
         while len(self._seen) > _REMEMBERED_MAX:
             del self._seen[next(iter(self._seen))]
         if first != seen:
             text = f"{what(first, seen)} since this was decided: the decision is not about it"
             raise CallError(Outcome.BLOCKED, text)
+
+    def told(self, request: Request, result: Result) -> Result:
+        """The result, with what the decision first saw."""
+        return replace(result, seen=self._seen.get(request.decision_id, request.seen))

@@ -128,6 +128,7 @@ class Actor:
             self._wait(decision, held)
             return
         result = _call(action.check, request(decision, self._book))
+        decision = _with_seen(decision, result)
         if result.outcome is Outcome.BLOCKED or self._is_late(decision, "check", result):
             self._stop(decision, ActionState.BLOCKED, f"Not done: {_sentence(result.text)}")
             return
@@ -165,6 +166,7 @@ class Actor:
         if not self._book.leads:
             return
         result = _call(action.perform, request(decision, self._book))
+        decision = _with_seen(decision, result)
         if result.outcome is Outcome.BLOCKED:
             self._stop(decision, ActionState.BLOCKED, f"Not done: {_sentence(result.text)}")
         elif self._is_late(decision, "perform", result):
@@ -225,7 +227,9 @@ class Actor:
     # --- what came of it --------------------------------------------------------------------------
 
     def _say(self, decision: Decision, state: ActionState, text: str) -> None:
-        if decision.action_state == state and decision.action_text == text:
+        kept = self._book.get(decision.id)
+        is_kept = kept is not None and kept.seen == decision.seen
+        if is_kept and decision.action_state == state and decision.action_text == text:
             return
         after = replace(decision, action_state=str(state), action_text=text)
         self._book.move(decision, after)
@@ -287,9 +291,14 @@ def request(decision: Decision, book: Book, *, operator: bool = False) -> Reques
         decision_id=decision.id, model=pair.model, new=pair.new_short,
         previous=pair.previous_short, new_version=pair.new_short.partition("/")[0],
         previous_version=pair.previous_short.partition("/")[0], fence=current.fence,
-        reason=decision.text,
+        reason=decision.text, seen=current.seen,
         leads=lambda: operator or book.is_term(current.fence),
     )  # fmt: skip
+
+
+def _with_seen(decision: Decision, result: Result) -> Decision:
+    """With what was seen first at the target; written with whatever is written of it next."""
+    return decision if decision.seen else replace(decision, seen=result.seen)
 
 
 def _call(step: Callable[[Request], Result], asked: Request) -> Result:

@@ -86,6 +86,7 @@ class Decision:
         performed_ns: wall clock; ``performed_mono_ns``: the same on the clock that never goes back,
             which on one machine goes on over restarts; ``performed_in``: the life of the process.
             The cool-down is counted from these.
+        seen: what its action first saw at the target: a later leader acts on that and nothing else.
         marks: what was counted when it was closed, where counting goes on from there.
         blocked_alert: the id of the alert that says that the action was blocked; empty: none.
         owner, fence: the leader that has it, and by which term; ``revision``: the write that it was
@@ -112,6 +113,7 @@ class Decision:
     performed_mono_ns: int = 0
     performed_in: str = ""
     blocked_alert: str = ""
+    seen: str = ""
     marks: Mapping[str, float] = field(default_factory=dict)
     owner: str = ""
     fence: int = 0

@@ -57,6 +57,19 @@ def test_an_update_is_aborted_and_its_traffic_gone(api, tmp_path, weights):
     assert "old gets everything" in seen.text
 
 
+def test_another_update_is_left_alone_by_another_process_as_well(api, tmp_path):
+    put(api)
+    seen = action("argo", api, tmp_path).check(request()).seen
+    assert seen == "new"
+    change(api, currentPodHash="newer")
+    next_one = action("argo", api, tmp_path)
+    done = next_one.perform(request(seen=seen))
+    assert done.outcome is Outcome.BLOCKED
+    assert "from update new to newer since this was decided" in done.text
+    assert api.patches() == []
+    assert next_one.perform(request("d-2")).outcome is Outcome.DONE, "another decision's business"
+
+
 def test_an_abort_that_does_not_show_yet_is_waited_for(api, tmp_path):
     put(api)
     api.controllers.clear()

@@ -51,6 +51,23 @@ def set_percent(api: KubernetesApi, value: int) -> None:
                lambda o: o["spec"]["predictor"].update(canaryTrafficPercent=value))  # fmt: skip
 
 
+def test_another_revision_is_left_alone_by_another_process_as_well(api, tmp_path):
+    put(api)
+    seen = action("kserve", api, tmp_path).check(request()).seen
+    assert seen == "rev-3"
+
+    def newer(document: Object) -> None:
+        document["status"]["components"]["predictor"]["latestReadyRevision"] = "rev-4"
+
+    api.change("inferenceservices", "shop", "digits", newer)
+    next_one = action("kserve", api, tmp_path)
+    done = next_one.perform(request(seen=seen))
+    assert done.outcome is Outcome.BLOCKED
+    assert "from revision rev-3 to rev-4 since this was decided" in done.text
+    assert percent(api) == 20
+    assert next_one.perform(request("d-2")).outcome is Outcome.DONE, "another decision's business"
+
+
 def test_a_canary_loses_its_traffic(api, tmp_path):
     put(api)
     rollback = action("kserve", api, tmp_path)
