@@ -13,6 +13,7 @@ import random
 import signal
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from tests.support.postgres import postgres_server
 KILLS = 4
 LEASE_S = 5.0
 _WITHIN_S = 600.0
+#: Different reasons that are told of requests that failed.
+_DETAILS_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,8 @@ def leader_kills(rounds: int) -> list[Row]:
         with Fleet(Path(name), url, lease_s=LEASE_S) as fleet:
             took = _first(fleet)
             killed = [_kill(fleet, rng, took) for _ in range(KILLS * rounds)]
-            failed, answered = sum(fleet.failed), sum(fleet.answered)
-    return _rows(killed, failed, answered)
+            requests = _requests(fleet)
+    return [*_rows(killed), requests]
 
 
 def _first(fleet: Fleet) -> float:
@@ -95,7 +98,21 @@ def _so_far(fleet: Fleet, changes: int) -> str:
     return "decided" if "regressed" in states else "not decided"
 
 
-def _rows(killed: list[Killed], failed: int, answered: int) -> list[Row]:
+def _requests(fleet: Fleet) -> Row:
+    failed, answered, known = sum(fleet.failed), sum(fleet.answered), list(fleet.failures)
+    said = [f"{code}: {n}" for code, n in Counter(one.code for one in known).most_common()]
+    if known:
+        longest = max(known, key=lambda one: one.took_s)
+        where = f"at replica {longest.replica}, which had answered {longest.answered:,}"
+        said.append(f"the longest took {longest.took_s:.1f} s, {where}")
+        said += sorted({one.details for one in known})[:_DETAILS_MAX]
+    return Row(
+        "requests that failed meanwhile, sent to all three", "0",
+        f"{failed} of {failed + answered:,}", failed == 0, "; ".join(said),
+    )  # fmt: skip
+
+
+def _rows(killed: list[Killed]) -> list[Row]:
     actions, alerts = [one.actions for one in killed], [one.alerts for one in killed]
     at = [one.at for one in killed]
     moments = ", ".join(f"{what}: {at.count(what)}" for what in ("not decided", "decided", "acted"))
@@ -106,8 +123,7 @@ def _rows(killed: list[Killed], failed: int, answered: int) -> list[Row]:
         Row(
             f"the leader killed {len(killed)} times, each in a regression of its own",
             "1 action each, ≥ 1 alert", f"{actions.count(1)} with 1 action", exact,
-            f"actions {sorted(set(actions))}, alerts {sorted(set(alerts))}; killed when {moments}; "
-            f"{failed} of {answered:,} requests failed",
+            f"actions {sorted(set(actions))}, alerts {sorted(set(alerts))}; killed when {moments}",
         ),
         Row(
             "from the kill to the next leader, s", "–", f"{np.median(leaders):.1f}", True,

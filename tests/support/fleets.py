@@ -16,7 +16,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +27,7 @@ import numpy as np
 import yaml
 from onnx import helper
 
+from sidecar.clock import SystemClock
 from sidecar.monitor.client import MonitorCallError, MonitorClient
 from sidecar.protocol.pb import inference_pb2 as pb
 from sidecar.protocol.pb import monitor_pb2 as mpb
@@ -37,6 +40,30 @@ from tests.support.ports import free_addresses
 SERVICE = "inference.GRPCInferenceService"
 MODEL = "m"
 NEW_IMAGE, OLD_IMAGE = "m:2", "m:1"
+#: Failures that are kept with what is known of them; further ones are only counted.
+_FAILURES_MAX = 1000
+_CLOCK = SystemClock()
+_CHANNEL = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200)]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that got no answer.
+
+    Attributes:
+        replica: the number of the one that was asked.
+        at_s: when it had failed, Unix time, as the replicas' logs have it.
+        code, details: what gRPC says.
+        took_s: from when it was sent.
+        answered: requests that this replica had answered before.
+    """
+
+    replica: int
+    at_s: float
+    code: str
+    details: str
+    took_s: float
+    answered: int
 
 
 def scores(folder: Path, name: str, shift: int) -> Path:
@@ -94,6 +121,18 @@ class Replica:
         assert self._process is not None
         self._process.terminate()
         return self._process.wait(60)
+
+    def is_ready(self) -> bool:
+        """Whether its gateway is, as a balancer asks before it sends anything."""
+        with grpc.insecure_channel(self.grpc, _CHANNEL) as channel:
+            ask = channel.unary_unary(
+                f"/{SERVICE}/ServerReady",
+                request_serializer=pb.ServerReadyRequest.SerializeToString,
+                response_deserializer=pb.ServerReadyResponse.FromString,
+            )
+            with contextlib.suppress(grpc.RpcError):
+                return bool(ask(pb.ServerReadyRequest(), timeout=5, wait_for_ready=True).ready)
+        return False
 
     def pid(self) -> int:
         """Of the monitor; 0: it does not answer."""
@@ -157,6 +196,7 @@ class Fleet:
         self._stopping = threading.Event()
         self.answered = [0] * count
         self.failed = [0] * count
+        self.failures: deque[Failure] = deque(maxlen=_FAILURES_MAX)
         self._quiet = threading.Event()
 
     def __enter__(self) -> Self:
@@ -168,6 +208,10 @@ class Fleet:
             for number in range(self._count):
                 replica = stack.enter_context(Replica(self.folder, number, tree))
                 self.replicas.append(replica)
+            # A fresh replica is not ready until its monitor has written the fleet's route table. On
+            # a busy machine that is later than the deadline of a request, which would have failed.
+            for replica in self.replicas:
+                until(replica.is_ready, "its gateway is ready", within_s=300)
             for number, _ in enumerate(self.replicas):
                 thread = threading.Thread(target=self._load, args=(number,), daemon=True)
                 thread.start()
@@ -217,8 +261,7 @@ class Fleet:
 
     def _load(self, number: int) -> None:
         rng = np.random.default_rng(number)
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200)]
-        with grpc.insecure_channel(self.replicas[number].grpc, options) as channel:
+        with grpc.insecure_channel(self.replicas[number].grpc, _CHANNEL) as channel:
             infer = channel.unary_unary(
                 f"/{SERVICE}/ModelInfer",
                 request_serializer=pb.ModelInferRequest.SerializeToString,
@@ -231,12 +274,22 @@ class Fleet:
                 request.inputs.add(name="x", datatype="FP32").shape.extend([1, 4])
                 row = rng.permutation(4).astype(np.float32)
                 request.raw_input_contents.append(row.tobytes())
+                began_s = time.monotonic()
                 try:
                     infer(request, timeout=20, wait_for_ready=True)
-                except grpc.RpcError:
-                    self.failed[number] += 1
+                except grpc.RpcError as error:
+                    self._fail(number, error, time.monotonic() - began_s)
                 else:
                     self.answered[number] += 1
+
+    def _fail(self, number: int, error: Any, took_s: float) -> None:
+        self.failed[number] += 1
+        self.failures.append(
+            Failure(
+                number, _CLOCK.now_ns() / 1e9, error.code().name, str(error.details()), took_s,
+                self.answered[number],
+            )
+        )  # fmt: skip
 
     def quiet(self) -> None:
         """No further requests."""
