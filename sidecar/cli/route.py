@@ -207,7 +207,9 @@ def _show(routes: list[RouteView]) -> None:
 
 
 def _words(route: RouteView) -> str:
-    return " ".join(f"{version}={share:.4g}" for version, share in route.shares.items())
+    """The largest share first. A map of protobuf has no order of its own."""
+    shares = sorted(route.shares.items(), key=lambda one: (-one[1], len(one[0]), one[0]))
+    return " ".join(f"{version}={share:.4g}" for version, share in shares)
 
 
 def _why(route: RouteView) -> str:

@@ -45,3 +45,8 @@ def by(metric: str, length: int) -> str:
 def is_capped(metric: str) -> bool:
     """Whether blocks count min(1, what happened in them), for a budget, and no sign."""
     return metric.partition("/")[0] == FLIP
+
+
+def is_time(metric: str) -> bool:
+    """Whether it is about times: copies of a request are no copies of its time."""
+    return metric.startswith("slow")

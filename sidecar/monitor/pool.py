@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sidecar.monitor import harms
 from sidecar.monitor.pool_rests import SLICE_NS, Lump, Whole, join
 from sidecar.monitor.rows import EvidenceKey
 
@@ -113,7 +114,8 @@ class Pool:
                 continue
             pooled.waiting = [lump for lump in pooled.waiting if lump.slot >= before]
             ready.sort(key=_slot)  # stable: within a slot in the order of rows
-            whole, pooled.left = join(pooled.left, ready)
+            whole_slots = not harms.is_time(key.metric)
+            whole, pooled.left = join(pooled.left, ready, whole_slots=whole_slots)
             pooled.pairs += sum(pairs for _, pairs, _ in whole)
             self.changed.add(key)
             found += [(key, one) for one in whole]

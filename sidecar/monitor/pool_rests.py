@@ -9,6 +9,9 @@ A lump is what one replica saw within a tenth of a second, and what its pairs ad
 happened at the same time stays together, wherever it was seen: one event that makes several pairs
 (a retry without an id, a fault that all replicas share) is in one block, or in two.
 
+Blocks end between two slices, except of times: there a copy of a request tells something new, and
+the calibration says what stays for a while. Longer blocks would be fewer bets.
+
 Where a replica fills a whole block within such a slice it counts that by itself, as it does where
 nobody takes its lumps.
 """
@@ -163,24 +166,29 @@ def from_plain(plain: Any) -> Iterator[tuple[EvidenceKey, list[Lump]]]:
         yield series, [Lump.from_plain(lump) for lump in lumps]
 
 
-def join(first: Lump | None, lumps: Sequence[Lump]) -> tuple[list[Whole], Lump | None]:
+def join(
+    first: Lump | None, lumps: Sequence[Lump], *, whole_slots: bool = True
+) -> tuple[list[Whole], Lump | None]:
     """Join lumps in their order to blocks of at least ``POOLED`` pairs.
 
-    Where a block ends is decided by numbers of pairs alone, never by what was seen.
+    Where a block ends is decided by times and numbers of pairs alone, never by what was seen.
 
     Args:
         first: what is left of earlier ones.
+        whole_slots: a block ends between two slots: what was seen at the same time, wherever,
+            stays together.
 
     Returns:
         Whole blocks, and what is left.
     """
     whole: list[Whole] = []
     left = first
-    for lump in lumps:
+    for lump, later in zip(lumps, [*lumps[1:], None], strict=True):
         if left is None:
             left = Lump(lump.slot, lump.block)
         left.take(lump.block, lump.pairs, lump.total)
-        if left.pairs >= POOLED:
+        ends = not whole_slots or later is None or later.slot != lump.slot
+        if left.pairs >= POOLED and ends:
             whole.append((left.block, left.pairs, left.total))
             left = None
     return whole, left

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -72,7 +72,12 @@ def alone(pairs: Pairs, length: int = POOLED) -> Known:
 
 
 def fleet(
-    pairs: Pairs, phases_s: np.ndarray, *, pooled: bool = True, length: int = POOLED
+    pairs: Pairs,
+    phases_s: np.ndarray,
+    *,
+    pooled: bool = True,
+    length: int = POOLED,
+    metric: str = "error",
 ) -> Known:
     """Replicas that exchange counts each second, at times of their own, and one that leads.
 
@@ -95,7 +100,7 @@ def fleet(
         ]
     known_s = joined_s(told_s)
     if pooled:
-        return Known(known_s, stretches, list(_pooled(pairs, told_s, stretches, phases_s)))
+        return Known(known_s, stretches, list(_pooled(pairs, told_s, stretches, phases_s, metric)))
     blocks = []
     for replica in range(len(phases_s)):
         mine = pairs.of(replica)
@@ -145,9 +150,10 @@ def _own_blocks(
 
 
 def _pooled(
-    pairs: Pairs, told_s: np.ndarray, stretches: np.ndarray, phases_s: np.ndarray
+    pairs: Pairs, told_s: np.ndarray, stretches: np.ndarray, phases_s: np.ndarray, metric: str
 ) -> Iterator[tuple[float, int, int, np.ndarray]]:
     """Hand over and join, exchange by exchange."""
+    series = replace(KEY, metric=metric)
     differences, pool, sides = pairs.differences, Pool(), [Rests() for _ in phases_s]
     seen_ns = (pairs.times_s * 1e9).astype(np.int64).tolist()
     order = np.argsort(told_s, kind="stable")
@@ -167,7 +173,8 @@ def _pooled(
             at += 1
         if here:
             whole = sides[replica].add(
-                KEY, list(differences[here]), stretches[here].tolist(), [seen_ns[i] for i in here]
+                series, list(differences[here]), stretches[here].tolist(),
+                [seen_ns[i] for i in here],
             )  # fmt: skip
             for block, count, total in whole:  # a whole block within a slice: its own
                 # Known when the leader has read it.

@@ -45,11 +45,13 @@ Draw = Callable[[Rng, "Arrivals", int], traffic.Sides]
 class Arrivals:
     """When pairs are seen, and by whom."""
 
-    def __init__(self, rng: Rng, count: int, rate: float) -> None:
+    def __init__(self, rng: Rng, count: int, rate: float, look: float | None = None) -> None:
+        """``look``: when the first one is, as a share of the interval; ``None``: at random."""
         self.times_s = np.cumsum(rng.exponential(1 / rate, count))
         self.replica = rng.integers(0, REPLICAS, count)
         self.phases_s = SPREAD * SYNC_S * rng.random(REPLICAS)
-        self.looks_s = np.arange(rng.random() * INTERVAL_S, self.times_s[-1] + 5, INTERVAL_S)
+        first_s = (rng.random() if look is None else look) * INTERVAL_S
+        self.looks_s = np.arange(first_s, self.times_s[-1] + 5, INTERVAL_S)
 
     def order(self) -> None:
         """By time, after some were moved."""
@@ -145,10 +147,13 @@ def delays(rng: Rng, rounds: int) -> list[Row]:
         for rate in RATES:
             found: dict[tuple[str, str], list[np.ndarray]] = {}
             levels = {level: thresholds[level][harm] for level in ("alert", "act")}
-            for _ in range(rounds * RUNS // TOGETHER):
-                at = Arrivals(rng, max(enough, int(30 * rate)), rate)
+            draws = rounds * RUNS // TOGETHER
+            for number in range(draws):
+                look = (number + rng.random()) / draws  # at a hundred pairs a second much of it
+                at = Arrivals(rng, max(enough, int(30 * rate)), rate, look)
                 one, many = draw(rng, at, TOGETHER)
-                for way, log_e, looks_s in _ways(at, one, many, budget, levels["act"]):
+                metric = "slow" if harm == "latency" else harm
+                for way, log_e, looks_s in _ways(at, one, many, budget, levels["act"], metric):
                     for level, threshold in levels.items():
                         first = _first(at, looks_s, log_e, threshold)
                         found.setdefault((level, way), []).append(first)
@@ -160,14 +165,15 @@ def delays(rng: Rng, rounds: int) -> list[Row]:
 
 
 def _ways(
-    at: Arrivals, one: traffic.Sides, many: traffic.Sides, budget: float | None, until: float
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    at: Arrivals, one: traffic.Sides, many: traffic.Sides, budget: float | None, until: float,
+    metric: str,
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:  # fmt: skip
     """Each with its log E [runs, looks], and when it was looked."""
     alike = {"budget": budget, "until": until}
     single, several = at.pairs(one), at.pairs(many)
     yield "one", log_es(single, alone(single), at.looks_s, **alike), at.looks_s
-    looks_s = joined_s(at.looks_s)
-    yield "32", log_es(several, fleet(several, at.phases_s), looks_s, **alike), looks_s
+    looks_s, joined = joined_s(at.looks_s), fleet(several, at.phases_s, metric=metric)
+    yield "32", log_es(several, joined, looks_s, **alike), looks_s
     if until == math.inf:
         return
     own = fleet(several, at.phases_s, pooled=False)
@@ -294,7 +300,8 @@ def false_alarms(rng: Rng, rounds: int) -> list[Row]:
             for _ in range(2 * rounds * RUNS // ALARMS_TOGETHER):
                 at = Arrivals(rng, PAIRS, rate)
                 sides = draw(rng, at, ALARMS_TOGETHER)
-                for way, log_e, _ in _ways(at, sides, sides, budget, math.inf):
+                metric = "error" if budget is None else "flip"
+                for way, log_e, _ in _ways(at, sides, sides, budget, math.inf, metric):
                     found.setdefault(way, []).append((log_e >= threshold).any(axis=1))
             rows.append(_alarm_row(f"{what}, {rate} pairs/s", found, must))
     return rows + [row for scene in TIMES for row in false_times(rng, rounds, *scene)]
@@ -329,9 +336,9 @@ def false_times(rng: Rng, rounds: int, what: str, rho: float, where: str, must: 
     for _ in range(2 * rounds * RUNS // (4 * together)):
         at = Arrivals(rng, PAIRS, 10)
         pairs = at.pairs(_noisy(rng, at, together, rho, where))
-        lengths = {length: log_es(pairs, fleet(pairs, at.phases_s, pooled=length == 20,
-                                               length=length), at.looks_s)
-                   for length in harms.BLOCK_LENGTHS}  # fmt: skip
+        known = {n: fleet(pairs, at.phases_s, metric="slow", pooled=n == 20, length=n)
+                 for n in harms.BLOCK_LENGTHS}  # fmt: skip
+        lengths = {n: log_es(pairs, each, at.looks_s) for n, each in known.items()}
         hit = {n: (log_e >= -math.log(ALPHA)).any(axis=1) for n, log_e in lengths.items()}
         for values in CALIBRATIONS:
             asked = [calibrate(rng, rho if where == "each" else 0.0, values)

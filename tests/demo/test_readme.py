@@ -109,7 +109,7 @@ def test_every_other_command(place):
         assert "digits" in outputs[next(c for c in after if c.startswith("sidecar drift"))]
         assert '"scores"' in outputs[next(c for c in after if "versions/1" in c)]
         assert "2/onnx beside 1/onnx" in outputs[next(c for c in after if "rollback status" in c)]
-        assert "2=0.5 1=0.5" in outputs["sidecar route 127.0.0.1:9002"]
+        assert "1=0.5 2=0.5" in outputs["sidecar route 127.0.0.1:9002"]
         assert "error" in outputs[next(c for c in after if c.startswith("sidecar compare"))]
         assert "sent" in outputs[next(c for c in after if c.startswith("sidecar alerts test"))]
         assert "0 chart(s) failed" in outputs[next(c for c in after if c.startswith("helm lint"))]

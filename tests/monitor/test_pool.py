@@ -106,11 +106,33 @@ def test_blocks_end_by_numbers_of_pairs_alone():
     given_lumps = lumps(7, 9, 3, 1, 19, 2, 45, 4)
     ends = []
     for total in (0.0, 1.0, -5.0):
-        whole, left = join(None, [replace(one, total=total) for one in given_lumps])
+        given = [replace(one, total=total) for one in given_lumps]
+        whole, left = join(None, given, whole_slots=False)
         ends.append([pairs for _, pairs, _ in whole])
         assert left is not None
         assert left.pairs == 4
     assert ends == [[20, 21, 45]] * 3
+
+
+def test_a_block_ends_between_two_slots():
+    slots = [(1, 15), (2, 4), (2, 6), (2, 3), (3, 19), (4, 1), (4, 2), (5, 7)]
+    given = [Lump(slot, 0, pairs, 0.0) for slot, pairs in slots]
+    whole, left = join(None, given)
+    assert [pairs for _, pairs, _ in whole] == [28, 22]
+    assert left == Lump(5, 0, 7, 0.0)
+    # What is left has all of its slot: it may be whole, too.
+    whole, left = join(None, given[:4])
+    assert [pairs for _, pairs, _ in whole] == [28]
+    assert left is None
+
+
+def test_of_times_a_block_ends_when_it_is_full():
+    for metric, expected in (("error/20", [40]), ("flip/20", [40]), ("slow_p99/20", [20, 20])):
+        pool, key = Pool(), replace(ERROR, metric=metric)
+        for life in "abcd":
+            pool.take(Row(life, 1, 15, {key: [Lump(9, 0, 10, 0.0)]}), 2 * SECOND)
+        whole = pool.join(2 * SECOND, 2 * SECOND)
+        assert [pairs for _, (_, pairs, _) in whole] == expected
 
 
 def test_what_happened_together_is_joined_together():

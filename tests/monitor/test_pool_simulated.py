@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from sidecar.monitor.rounds import SPREAD
 from tests.benchmarks.fleet_runs import Known, Pairs, alone, fleet, log_es
 from validators.sequential import checks, latency
 
@@ -38,7 +39,7 @@ def signs(known: Known, run: int) -> dict[int, list]:
 def test_errors_and_times_are_judged_as_they_ship(way):
     for bets in (1, len(latency.METRICS)):
         seen = pairs(bets)
-        known = alone(seen) if way == "alone" else fleet(seen, np.linspace(0, 0.9, 5))
+        known = alone(seen) if way == "alone" else fleet(seen, np.linspace(0, SPREAD, 5))
         end = np.array([known.pairs_s.max() + 10])
         found = log_es(seen, known, end)
         for run in (0, 1):
@@ -60,7 +61,7 @@ def test_errors_and_times_are_judged_as_they_ship(way):
 
 def test_flips_are_judged_as_they_ship():
     seen = pairs()
-    known = fleet(seen, np.linspace(0, 0.9, 5))
+    known = fleet(seen, np.linspace(0, SPREAD, 5))
     found = log_es(seen, known, np.array([known.pairs_s.max() + 10]), budget=0.01)
     for run in (0, 1):
         new = seen.new_only[run].astype(float) - seen.previous_only[run]
@@ -81,7 +82,7 @@ def test_flips_are_judged_as_they_ship():
 
 def test_nothing_is_lost_on_the_way():
     seen = pairs()
-    known = fleet(seen, np.linspace(0, 0.9, 5))
+    known = fleet(seen, np.linspace(0, SPREAD, 5))
     joined = sum(count for _, _, count, _ in known.blocks)
     assert COUNT - 20 < joined <= COUNT
     assert (known.pairs_s > seen.times_s).all()
