@@ -1,11 +1,13 @@
 # `make demo` and `make test` do everything on a new machine that has python3.11 (or newer) and make.
-# PYTHON=… chooses the interpreter; ARGS=… is passed on (make demo ARGS=--stay).
+# PYTHON=… chooses the interpreter; ARGS=… is passed on (make demo ARGS=--stay); WORKERS=… is how
+# many processes test at once, each file in one of them.
 
 ifndef PYTHON
 PYTHON := $(shell python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo python3 || echo python3.11)
 endif
 ARGS ?=
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -57,7 +59,7 @@ demo: $(INSTALLED_DEMO)
 	@$(BIN)/sidecar demo $(ARGS)
 
 test: lint clients peers backends image
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check

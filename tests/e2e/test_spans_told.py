@@ -98,14 +98,15 @@ def check_spans(spans):
         assert served.start_time_unix_nano <= child.start_time_unix_nano
         assert child.end_time_unix_nano <= served.end_time_unix_nano
 
-    (mirror,) = named(spans, "mirror.execute")
+    # Now and then the reference is run once more beside itself, for its noise.
+    (mirror,) = [s for s in named(spans, "mirror.execute") if attributes(s)["role"] != "noise"]
     assert mirror.trace_id != served.trace_id
     assert mirror.parent_span_id == b""
     (link,) = mirror.links
     assert (link.trace_id, link.span_id) == (served.trace_id, served.span_id)
     assert attributes(mirror)["role"] == "reference"
     assert mirror.start_time_unix_nano >= served.end_time_unix_nano
-    (compare,) = named(spans, "mirror.compare")
+    (compare,) = [s for s in named(spans, "mirror.compare") if s.trace_id == mirror.trace_id]
     assert (compare.trace_id, compare.parent_span_id) == (mirror.trace_id, mirror.span_id)
     assert attributes(compare)["verdict"] == "PASS"
 
