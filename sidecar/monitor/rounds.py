@@ -17,6 +17,7 @@ It need not be exact. A machine whose clock is wrong tells later or earlier, and
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from enum import Enum
 
@@ -44,28 +45,26 @@ class Rounds:
         self._every_ns = max(1, int(every_s * 1e9))
         place = zlib.crc32(name.encode()) / 2**32
         told_ns, joined_ns = int(SPREAD * place * self._every_ns), int(JOIN * self._every_ns)
-        # Nothing is due at the same moment as another: each is told from the next by its time.
         self._at_ns = {
-            Moment.TELL: told_ns, Moment.JOIN: joined_ns, Moment.READ: joined_ns + told_ns + 1
+            Moment.TELL: told_ns, Moment.JOIN: joined_ns, Moment.READ: joined_ns + told_ns
         }  # fmt: skip
-        self._last_ns = 0
+        self._moments = itertools.cycle(self._at_ns)
+        self._round = 0
 
     def next(self, now_ns: int) -> tuple[int, Moment]:
-        """What comes next, and in how many nanoseconds: within one round, and not the same moment
-        twice. One that was missed is not made up for.
+        """What comes next, and in how many nanoseconds: at most one round.
+
+        One after the other, whatever each takes: what is late is done at once (were it left out,
+        a slow reading could keep this replica from ever telling), and rounds that are over are
+        left out.
 
         Args:
             now_ns: wall clock, which may have been set since the last call.
         """
-        # Whoever wakes a little early must not do it again in a moment; but a clock that was set
-        # back must not keep anybody waiting.
-        is_early = 0 <= self._last_ns - now_ns < self._every_ns
-        after_ns = self._last_ns if is_early else now_ns
-        due = {
-            moment: ((after_ns - at_ns) // self._every_ns + 1) * self._every_ns + at_ns
-            for moment, at_ns in self._at_ns.items()
-        }
-        moment = min(due, key=lambda one: due[one])
-        due_ns = due[moment]
-        self._last_ns = due_ns
-        return due_ns - now_ns, moment
+        moment = next(self._moments)
+        if moment is Moment.TELL:
+            present = now_ns // self._every_ns
+            # Those between are over, or the clock was set.
+            self._round = present + (self._round == present)
+        due_ns = self._round * self._every_ns + self._at_ns[moment]
+        return min(max(0, due_ns - now_ns), self._every_ns), moment

@@ -141,7 +141,7 @@ async def check_grpc_errors(target: Target) -> None:
         wrong = tensor("INPUT0", PAIR[0].astype(np.float32), "FP32")
         with refused(grpc.RpcError, "INVALID_ARGUMENT", about="INPUT0", status=grpc_status):
             await c.infer(request("add_sub", wrong, tensor("INPUT1", PAIR[1], "INT32")))
-        slow = request("slow", tensor("STEPS", np.array([500], np.int64), "INT64"))
+        slow = request("slow", tensor("STEPS", np.array([5000], np.int64), "INT64"))
         with refused(grpc.RpcError, "DEADLINE_EXCEEDED", status=grpc_status):
             await c.infer(slow, timeout=0.1)
 

@@ -307,7 +307,7 @@ def check_async_error_reaches_the_callback(target: Target) -> None:
 def check_cancel(target: Target) -> None:
     answers: queue.Queue[Any] = queue.Queue()
     with client(target) as c:
-        steps = np.array([500], np.int64)
+        steps = np.array([5000], np.int64)
         call = c.async_infer(
             "slow", [tensor("STEPS", steps, "INT64")],
             lambda result, error: answers.put((result, error)),
@@ -320,7 +320,7 @@ def check_cancel(target: Target) -> None:
 
 def check_deadline(target: Target) -> None:
     with client(target) as c:
-        steps = np.array([500], np.int64)
+        steps = np.array([5000], np.int64)
         with refused(InferenceServerException, code("DEADLINE_EXCEEDED")):
             c.infer("slow", [tensor("STEPS", steps, "INT64")], client_timeout=0.1)
         equal(c.infer("add_sub", pair()).as_numpy("OUTPUT0"), PAIR[0] + PAIR[1], "sum after it")

@@ -150,7 +150,7 @@ def check_stream_compression_and_requested_output(target: Target) -> None:
 def check_stream_cancelled(target: Target) -> None:
     with triton.InferenceServerClient(target.grpc) as c:
         answers = opened(c)
-        c.async_stream_infer("slow", [tensor("STEPS", np.array([500], np.int64), "INT64")])
+        c.async_stream_infer("slow", [tensor("STEPS", np.array([5000], np.int64), "INT64")])
         c.stop_stream(cancel_requests=True)
         _, error = answers.get(timeout=30)
         holds("CANCELLED" in str(error.status()), f"status: {error.status()}")
@@ -215,7 +215,7 @@ async def check_aio_infer(target: Target) -> None:
         with refused(InferenceServerException, "StatusCode.NOT_FOUND", about="nonesuch"):
             await c.infer("nonesuch", pair())
         with refused(InferenceServerException, "StatusCode.DEADLINE_EXCEEDED"):
-            steps = tensor("STEPS", np.array([500], np.int64), "INT64")
+            steps = tensor("STEPS", np.array([5000], np.int64), "INT64")
             await c.infer("slow", [steps], client_timeout=0.1)
 
 
