@@ -26,6 +26,7 @@ import pytest
 from sidecar.clock import SystemClock
 from sidecar.demo.client import GrpcClient
 from tests.demo.conftest import Trained
+from tests.e2e.support import until
 
 pytestmark = pytest.mark.timeout(600)
 LIMIT_S = 400
@@ -58,9 +59,17 @@ def assert_nothing_left(folder: Path, *addresses: str) -> None:
         # A worker whose parent was killed is buried by the system, a moment later.
         psutil.Process(int(worker[1])).wait(60)
     for address in addresses:
-        host, _, port = address.rpartition(":")
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((host, int(port)), timeout=20)
+        # Another test at the same time may have been given the port meanwhile, and gives it back.
+        until(lambda address=address: refuses(address), f"{address} is free", within_s=300)
+
+
+def refuses(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=20).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 class OnTerminal:
