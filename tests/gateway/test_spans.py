@@ -391,6 +391,9 @@ def test_who_goes_away_and_who_comes_too_late(folder: Path, listening: Listening
             )
             until(lambda: up.gateway.admission.requests == 2, "it waits for the thread")
             queued.cancel()
+            # On the same connection after it: then the server has heard of the other one, too.
+            live = up.channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+            assert live(b"", timeout=20)
         first.result()
         served, gone = listening.take_spans(2)
         nothing_else(up, listening)
