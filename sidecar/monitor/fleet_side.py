@@ -171,9 +171,8 @@ class FleetSide:
         due = {Moment.TELL: self.tell, Moment.JOIN: self.join, Moment.READ: self.sync}
         self.sync()  # at once: who else is there is asked for from the start
         while True:
-            # One that is late is not made up for: the next one says all of it.
             wait_ns, moment = self._rounds.next(self._clock.now_ns())
-            if self._ending.wait(max(0.0, wait_ns / 1e9)):
+            if self._ending.wait(wait_ns / 1e9):
                 break
             due[moment]()
         self._end()

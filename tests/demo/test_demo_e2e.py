@@ -10,7 +10,6 @@ import re
 import select
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -26,7 +25,7 @@ import pytest
 from sidecar.clock import SystemClock
 from sidecar.demo.client import GrpcClient
 from tests.demo.conftest import Trained
-from tests.e2e.support import until
+from tests.e2e.support import can_connect, until
 
 pytestmark = pytest.mark.timeout(600)
 LIMIT_S = 400
@@ -60,16 +59,7 @@ def assert_nothing_left(folder: Path, *addresses: str) -> None:
         psutil.Process(int(worker[1])).wait(60)
     for address in addresses:
         # Another test at the same time may have been given the port meanwhile, and gives it back.
-        until(lambda address=address: refuses(address), f"{address} is free", within_s=300)
-
-
-def refuses(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=20).close()
-    except ConnectionRefusedError:
-        return True
-    return False
+        until(lambda address=address: not can_connect(address), f"{address} is free", within_s=300)
 
 
 class OnTerminal:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,6 +33,16 @@ ENDED_WITHIN_S = 60
 LOCAL = "127.0.0.1:0"
 _LABELS = {"gRPC": "grpc", "HTTP": "http", "health (gRPC, plaintext)": "health",
            "admin (gRPC)": "admin"}  # fmt: skip
+
+
+def can_connect(address: str) -> bool:
+    """Whether anybody listens there."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=20).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def until(check: Callable[[], Any], what: str, *, within_s: float = 60) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 
@@ -14,6 +13,7 @@ from tests.e2e.support import (
     Client,
     Sleeper,
     await_ready,
+    can_connect,
     floats,
     launch,
     onnx_times,
@@ -40,15 +40,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tree(folder):
     return [{"name": "m", "variants": [variant("onnx", folder / "m.onnx")]}]
-
-
-def can_connect(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=20).close()
-    except ConnectionRefusedError:
-        return False
-    return True
 
 
 def test_readiness_goes_first_and_everything_is_accepted_meanwhile(folder, tree):
